@@ -1,0 +1,106 @@
+"""Canonical JSON, digests, and files that are either whole or absent.
+
+The same value gives the same bytes on every machine, so that its SHA-256 can name it:
+
+    digest_of({"name": "medicine", "rank": None})       # "sha256:…"
+    file_digest(Path("update.safetensors"))
+    write_atomically(Path("receipt.json"), canonical_json(receipt.model_dump(mode="json")))
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
+
+from motet.protocols.errors import StorageError
+
+CHUNK_BYTES = 1 << 20
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """The one byte string of a JSON value: keys sorted, no spaces, UTF-8, no NaN or infinity.
+
+    Raises:
+        ValueError: a float in it is not finite.
+        TypeError: it holds something JSON cannot.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def bytes_digest(data: bytes) -> str:
+    """The digest of a byte string, written "sha256:" and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """The digest of a JSON value's canonical form."""
+    return bytes_digest(canonical_json(value))
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a file's content, read in chunks of 1 MiB."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+    return "sha256:" + state.hexdigest()
+
+
+def hex_of(digest: str) -> str:
+    """The hexadecimal digits of a digest or a key, without the "sha256:" or "ed25519:" before them: a file name."""
+    return digest.partition(":")[2]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames inside `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into a `StorageError` that names the path and the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; free space there or choose another folder, then run the same "
+            "command again: what was complete is kept"
+        ) from error
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+        sync_directory(path.parent)
