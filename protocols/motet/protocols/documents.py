@@ -1,10 +1,10 @@
 """The common ground of every document: strict pydantic models with one canonical form.
 
-    class Receipt(Document):
-        schema_: Literal["motet.receipt/1"] = Field("motet.receipt/1", alias="schema")
+class Receipt(Document):
+    schema_: Literal["motet.receipt/1"] = Field("motet.receipt/1", alias="schema")
 
-    receipt.digest                              # names the content
-    Receipt.parse(path.read_bytes())            # DocumentError says what is wrong and where
+receipt.digest                              # names the content
+Receipt.parse(path.read_bytes())            # DocumentError says what is wrong and where
 """
 
 import tomllib
@@ -74,6 +74,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigurationError(f"saw no file {path}; name an existing one, or make it with `motet --help`'s init or join") from error
+        raise ConfigurationError(
+            f"saw no file {path}; name an existing one, or make it with `motet --help`'s init or join"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} is not readable TOML: {error}; mend it and try again") from error

@@ -54,9 +54,13 @@ class SigningKey:
         try:
             private = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except FileNotFoundError as error:
-            raise ConfigurationError(f"saw no key at {path}; `motet join` makes an owner's, `motet init` a coordinator's") from error
+            raise ConfigurationError(
+                f"saw no key at {path}; `motet join` makes an owner's, `motet init` a coordinator's"
+            ) from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise ConfigurationError(f"{path} holds no readable private key: {error}; restore it from a backup") from error
+            raise ConfigurationError(
+                f"{path} holds no readable private key: {error}; restore it from a backup"
+            ) from error
         if not isinstance(private, Ed25519PrivateKey):
             raise ConfigurationError(f"{path} holds a {type(private).__name__}, wanted an Ed25519 private key")
         return cls(private)

@@ -1,0 +1,111 @@
+"""The charter: the rules of one federation, written by the coordinator, pinned and signed.
+
+    charter = Charter.from_toml(Path("charter.toml"))
+    charter.digest                    # what contributions and receipts refer to
+
+A home keeps two files: `charter.toml`, to be read by people, and `charter.signed.json`, whose signature holds.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator
+
+from motet.protocols.canonical import Digest
+from motet.protocols.documents import Document, Name, PublicKey, Strict, first_problem, read_toml
+from motet.protocols.errors import ConfigurationError
+
+
+class AnchorPin(Strict):
+    """The frozen public model that every expert is a difference to."""
+
+    digest: Digest
+    """The digest of the anchor's manifest: tensors, configuration and tokenizer."""
+    statistics: Digest
+    """The digest of `statistics.safetensors`, measured on public calibration text."""
+    public_text: Digest
+    """The digest of the public JSONL file that owners mix into their batches and everybody is scored on."""
+
+
+class ExpertRules(Strict):
+    """What a contribution may be."""
+
+    kinds: tuple[Literal["full"], ...] = ("full",)
+    """The kinds of expert admitted."""
+    max_update_bytes: int = Field(64 << 30, gt=0)
+    """The largest update admitted, in bytes."""
+    inline_bytes: int = Field(32 << 20, ge=0, le=512 << 20)
+    """Up to this size an update may ride in the Flower reply instead of the data plane; 0 forbids it."""
+    licences: tuple[str, ...] = ()
+    """SPDX identifiers accepted in an expert's terms; empty accepts any."""
+
+
+class RoutingRules(Strict):
+    """How the composite weighs its experts."""
+
+    rows: Literal["lda"] = "lda"
+    """How owners make their rows: the closed form of the log density ratio (design: linear discriminant)."""
+    top_k: int | None = Field(None, ge=1)
+    """How many experts a token uses; None is all of them."""
+    normalise_top_k: bool = True
+    """Whether the weights of the chosen experts are made to sum to 1."""
+    log_prior_anchor: float = Field(0.0, ge=-50, le=50)
+    """Natural logarithm of the anchor's prior, up to a constant shared with `log_prior_expert`."""
+    log_prior_expert: float = Field(0.0, ge=-50, le=50)
+    """Natural logarithm of every closed expert's prior."""
+
+
+class TrainingRules(Strict):
+    """What owners agree on about training, so that experts made apart fit together."""
+
+    public_share: float = Field(0.25, ge=0, lt=1)
+    """The share of public text in an owner's batches."""
+
+
+class Addresses(Strict):
+    """Where the coordinator is reached: host:port, TLS on both."""
+
+    data_plane: str = Field(pattern=r"^[^\s:/]+:\d{1,5}$")
+    """The ExpertTransfer service."""
+    flower: str = Field(pattern=r"^[^\s:/]+:\d{1,5}$")
+    """The Flower SuperLink, or the proxy in front of it."""
+
+
+class Charter(Document):
+    """The rules of one federation."""
+
+    schema_: Literal["motet.charter/1"] = Field("motet.charter/1", alias="schema")
+    name: Name
+    anchor: AnchorPin
+    experts: ExpertRules = ExpertRules()
+    routing: RoutingRules = RoutingRules()
+    training: TrainingRules = TrainingRules()
+    addresses: Addresses
+    coordinator: PublicKey
+    """The key that signs this charter and every receipt."""
+    certificate_authority: str = Field(max_length=16384)
+    """PEM of the private CA that both addresses' TLS certificates chain to."""
+
+    @field_validator("certificate_authority")
+    @classmethod
+    def _is_pem(cls, value: str) -> str:
+        if not value.startswith("-----BEGIN CERTIFICATE-----"):
+            raise ValueError("wanted a PEM certificate")
+        return value
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a charter file.
+
+        Raises:
+            ConfigurationError: it is missing, not TOML, or breaks a rule; the message names the key.
+        """
+        try:
+            return cls.model_validate(read_toml(path))
+        except ValidationError as error:
+            raise ConfigurationError(f"{path}: {first_problem(error)}; see docs/charter.md for the keys") from error
+
+    def to_toml(self) -> str:
+        """The charter as TOML; keys without a value are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -1,0 +1,111 @@
+"""What an owner signs: the request to join, a contribution's manifest, a withdrawal, an evaluation.
+
+manifest = Contribution(name="medicine", owner=key.public, ...)
+signed = seal(manifest, key)
+manifest.digest                   # names the contribution everywhere, for ever
+"""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from motet.protocols.canonical import Digest
+from motet.protocols.documents import Document, Name, PublicKey, Strict
+
+MAX_BYTES = 1 << 42
+
+
+class JoinRequest(Document):
+    """An owner's wish to be enrolled; signing it binds the Flower key to the owner's key."""
+
+    schema_: Literal["motet.join-request/1"] = Field("motet.join-request/1", alias="schema")
+    charter: Digest
+    name: Name
+    """What the owner's expert and its column in the tables are called."""
+    owner: PublicKey
+    flower_key: str = Field(max_length=1024)
+    """The P-384 public key (OpenSSH line) that authenticates the owner's SuperNode."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in ("anchor", "public", "soup", "composite"):
+            raise ValueError(f"'{value}' names a row or a column of every report; choose another name")
+        return value
+
+
+class Terms(Strict):
+    """Under which conditions the owner lends the expert."""
+
+    licence: str = Field(max_length=64)
+    """SPDX identifier, or LicenseRef-… for terms of the owner's own."""
+    attribution: str | None = Field(None, max_length=500)
+    """The line to show where the expert is used; None asks for none."""
+    purpose: str | None = Field(None, max_length=500)
+    """What the expert may be used for; None is anything the licence allows."""
+
+
+class TrainingRecord(Strict):
+    """How the expert was trained, for the expert's card."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    documents: int = Field(ge=1)
+    """Documents of the owner's own text that were trained on."""
+    held_out_documents: int = Field(ge=1)
+    seed: int
+    public_share: float = Field(ge=0, lt=1)
+
+
+class Contribution(Document):
+    """The manifest of one update: terms, digests, measurements."""
+
+    schema_: Literal["motet.contribution/1"] = Field("motet.contribution/1", alias="schema")
+    charter: Digest
+    anchor: Digest
+    name: Name
+    owner: PublicKey
+    version: int = Field(1, ge=1)
+    """Grows with every contribution of this owner; an older one is refused as a replay."""
+    kind: Literal["full"] = "full"
+    update: Digest
+    """The digest of the update's file."""
+    update_bytes: int = Field(gt=0, le=MAX_BYTES)
+    terms: Terms
+    training: TrainingRecord
+    bits_per_byte: dict[str, float] = Field(max_length=32)
+    """What the owner measured on held-out text, after rounding: "anchor" and "expert"."""
+
+
+class Withdrawal(Document):
+    """The owner takes a contribution back: a tombstone in the ledger, for every later composite."""
+
+    schema_: Literal["motet.withdrawal/1"] = Field("motet.withdrawal/1", alias="schema")
+    charter: Digest
+    contribution: Digest
+    owner: PublicKey
+    reason: str | None = Field(None, max_length=500)
+
+
+class Score(Strict):
+    """A loss summed over held-out text, as far as it may leave the owner."""
+
+    nats: float = Field(ge=0)
+    """Summed negative log-likelihood, natural logarithm."""
+    bytes: int = Field(gt=0)
+    """UTF-8 bytes scored."""
+    documents: int = Field(ge=1)
+    bits_per_byte_variance: float = Field(ge=0)
+    """Variance of the bits per byte under resampling of documents (bootstrap)."""
+
+
+class EvaluationReport(Document):
+    """What an owner measured of a composite on text that never left."""
+
+    schema_: Literal["motet.evaluation/1"] = Field("motet.evaluation/1", alias="schema")
+    charter: Digest
+    composite: Digest
+    owner: PublicKey
+    domain: Name
+    rows: dict[str, Score] = Field(min_length=1, max_length=4096)
+    """Row of the report ("anchor", "expert:NAME", "soup", "composite", "composite-without:NAME") -> score."""
