@@ -8,6 +8,7 @@
     │   └── AnchorMismatch         it is not the anchor that the charter pins
     ├── StatisticsError            calibration statistics are missing, damaged or of another anchor
     ├── TensorFileError            a tensor file is malformed
+    ├── ExpertError                an expert or its routing rows do not fit the anchor, or are not finite
     ├── DataError                  an owner's data is empty, unreadable or too small
     ├── TrainingError              training cannot start, or diverged
     ├── SpoolError                 the owner's spool cannot be used
@@ -81,6 +82,12 @@ class StatisticsError(MotetError):
 
 class TensorFileError(MotetError):
     """A tensor file is malformed: its header, its sizes or its names."""
+
+    exit_code = 4
+
+
+class ExpertError(MotetError):
+    """An expert's tensors or routing rows do not fit the anchor, or hold values that are not finite."""
 
     exit_code = 4
 

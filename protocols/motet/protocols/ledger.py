@@ -103,8 +103,8 @@ def _check_link(last: LedgerEntry | None, entry: LedgerEntry) -> None:
     previous = GENESIS if last is None else last.digest
     if entry.sequence != sequence or entry.previous != previous:
         raise LedgerError(
-            f"the ledger's chain breaks at entry {entry.sequence}: it follows {entry.previous}, wanted {previous} as entry "
-            f"{sequence}; it was changed or cut outside of motet, restore it from a backup"
+            f"the ledger's chain breaks at entry {entry.sequence}: it follows {entry.previous}, wanted {previous} as "
+            f"entry {sequence}; it was changed or cut outside of motet, restore it from a backup"
         )
     if (entry.kind == "charter") != (last is None):
         raise LedgerError(f"entry {entry.sequence} is a {entry.kind}: the first entry, and only it, is the charter")

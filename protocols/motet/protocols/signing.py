@@ -95,7 +95,8 @@ def verify(public: str, purpose: str, payload: bytes, signature: str) -> None:
         key.verify(bytes.fromhex(signature), _message(purpose, payload))
     except (ValueError, InvalidSignature) as error:
         raise SignatureError(
-            f"the signature of {public} on this {purpose} does not hold: it was changed on the way or signed by another key"
+            f"the signature of {public} on this {purpose} does not hold: "
+            "it was changed on the way or signed by another key"
         ) from error
 
 
