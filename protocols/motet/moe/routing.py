@@ -1,0 +1,96 @@
+"""Routing rows: one log density ratio per layer, so that rows of owners who never met compose.
+
+The anchor's row is zero. Owner i's row estimates log p_i(x) / p_public(x) at a layer's MLP input x, from
+its own statistics and the anchor's public ones alone, so no row depends on another owner and removing
+one leaves the others exact. The softmax over the concatenated rows plus log priors is then the posterior
+over domains. How much text an owner measured does not enter: a ratio of densities has no sampling odds.
+
+    public = anchor.statistics()
+    rows = lda_rows(measure(anchor, own_texts), public)
+    scores = rows.scores(layer_input, layer=0)  # nats, against the anchor's 0
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from motet.moe.statistics import Statistics
+from motet.protocols.errors import ExpertError, StatisticsError
+
+EIGENVALUE_FLOOR = 1e-6
+"""Directions with less than this share of the mean public variance are treated as having this much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingRows:
+    """One expert's routing: `weight` (layers, hidden) and `bias` (layers,), both float32 and finite, in nats."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse what no router could hold; raises ExpertError."""
+        if self.weight.ndim != 2 or tuple(self.bias.shape) != (self.weight.shape[0],):
+            raise ExpertError(
+                f"saw a routing weight of shape {tuple(self.weight.shape)} with a bias of shape "
+                f"{tuple(self.bias.shape)}, wanted (layers, hidden) with (layers,)"
+            )
+        if self.weight.dtype != torch.float32 or self.bias.dtype != torch.float32:
+            raise ExpertError(
+                f"saw routing rows in {self.weight.dtype} and {self.bias.dtype}, wanted float32"
+            )
+        if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
+            raise ExpertError(
+                "saw NaN or infinity in routing rows, wanted finite numbers; fit them again"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Number of layers these rows cover."""
+        return int(self.weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the MLP input these rows read."""
+        return int(self.weight.shape[1])
+
+    def scores(self, x: Tensor, *, layer: int) -> Tensor:
+        """Log density ratio in nats of each MLP input: x (..., hidden) -> (...)."""
+        return x.float() @ self.weight[layer] + self.bias[layer]
+
+
+def lda_rows(own: Statistics, public: Statistics) -> RoutingRows:
+    """Rows in closed form: w = S^-1 (m_own - m_public), b = -w.(m_own + m_public) / 2, S the public covariance.
+
+    Exact when both densities are Gaussian with one covariance (linear discriminant analysis; Hastie, Tibshirani
+    and Friedman, The Elements of Statistical Learning, section 4.3, with the log prior odds left out).
+    Raises StatisticsError when the two were measured on different anchors or shapes.
+    """
+    _require_comparable(own, public)
+    m_own, m_public = own.mean.double(), public.mean.double()
+    difference = m_own - m_public  # (layers, hidden)
+    weight = torch.stack([_solve(s, d) for s, d in zip(public.covariance.double(), difference, strict=True)])
+    bias = -(weight * (m_own + m_public)).sum(dim=1) / 2
+    return RoutingRows(weight=weight.float(), bias=bias.float())
+
+
+def _require_comparable(own: Statistics, public: Statistics) -> None:
+    if own.mean.shape != public.mean.shape:
+        raise StatisticsError(
+            f"saw own statistics of shape {tuple(own.mean.shape)} and public ones of {tuple(public.mean.shape)} "
+            "(layers, hidden), wanted the same; measure both on the charter's anchor"
+        )
+    if own.anchor != public.anchor:
+        raise StatisticsError(
+            f"saw own statistics of anchor {own.anchor}, wanted {public.anchor} as the public ones; measure again"
+        )
+
+
+def _solve(covariance: Tensor, difference: Tensor) -> Tensor:
+    """S^-1 d with the spectrum floored; zero when S is zero, since then nothing is known about distances."""
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = float(values.mean()) * EIGENVALUE_FLOOR
+    if not floor > 0:
+        return torch.zeros_like(difference)
+    return vectors @ ((vectors.T @ difference) / values.clamp(min=floor))
