@@ -37,13 +37,9 @@ class RoutingRows:
                 f"{tuple(self.bias.shape)}, wanted (layers, hidden) with (layers,)"
             )
         if self.weight.dtype != torch.float32 or self.bias.dtype != torch.float32:
-            raise ExpertError(
-                f"saw routing rows in {self.weight.dtype} and {self.bias.dtype}, wanted float32"
-            )
+            raise ExpertError(f"saw routing rows in {self.weight.dtype} and {self.bias.dtype}, wanted float32")
         if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
-            raise ExpertError(
-                "saw NaN or infinity in routing rows, wanted finite numbers; fit them again"
-            )
+            raise ExpertError("saw NaN or infinity in routing rows, wanted finite numbers; fit them again")
 
     @property
     def layers(self) -> int:

@@ -74,9 +74,7 @@ class Statistics:
                 about = json.loads((file.metadata() or {}).get("motet", "{}"))
                 tensors = {name: file.get_tensor(name) for name in ("mean", "covariance")}
         except (OSError, ValueError, SafetensorError) as error:
-            raise StatisticsError(
-                f"cannot read statistics {path} ({error}); measure or fetch them again"
-            ) from error
+            raise StatisticsError(f"cannot read statistics {path} ({error}); measure or fetch them again") from error
         if about.get("schema") != FORMAT:
             raise StatisticsError(f"saw schema {about.get('schema')!r} in {path}, wanted {FORMAT}; measure again")
         if expect is not None and about["anchor"] != expect:

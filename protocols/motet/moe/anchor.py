@@ -1,0 +1,90 @@
+"""The anchor: the frozen public base model that every expert is a difference to.
+
+`Anchor.load` reads every byte once and refuses an anchor that is not the one asked for, so that what follows
+needs no further check.
+
+    anchor = Anchor.load(Path("anchor"), expect=charter.anchor)
+    model = anchor.model(dtype=torch.float32)
+    public = anchor.statistics()
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from motet.moe.statistics import Statistics
+from motet.moe.tensor_files import TensorReader
+from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
+from motet.protocols.errors import AnchorError, AnchorMismatch
+
+SUPPORTED = ("olmo2",)
+STATISTICS_FILE = "statistics.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """A directory whose content was read and named: the same digest means the same model and tokenizer."""
+
+    directory: Path
+    manifest: AnchorManifest
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, directory: Path, *, expect: str | None = None) -> Self:
+        """Read and check the anchor in `directory`.
+
+        Raises:
+            AnchorError: it cannot be read, or its architecture is not supported.
+            AnchorMismatch: its digest is not `expect`.
+        """
+        manifest = AnchorManifest.of(directory)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") not in SUPPORTED:
+            raise AnchorError(
+                f"saw model_type {config.get('model_type')!r} in {directory}, wanted one of {', '.join(SUPPORTED)}; "
+                "choose such an anchor"
+            )
+        if expect is not None and manifest.digest != expect:
+            raise AnchorMismatch(
+                f"saw anchor {manifest.digest} in {directory}, wanted {expect}; fetch the one that the charter names",
+                expected=expect,
+                actual=manifest.digest,
+            )
+        return cls(directory=directory, manifest=manifest, config=config)
+
+    @property
+    def digest(self) -> str:
+        """The digest that charters and contributions name this anchor by."""
+        return self.manifest.digest
+
+    def model(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A fresh copy of the model in evaluation mode; None keeps the stored dtype."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.directory, dtype=dtype or "auto", local_files_only=True
+        )
+        return model.eval()
+
+    def tokenizer(self) -> Any:  # noqa: ANN401 - one of transformers' many classes
+        """The anchor's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+
+    def ffn(self) -> dict[str, Tensor]:
+        """The feed-forward tensors in their stored dtype, in layer order: shapes as in `manifest.ffn()`."""
+        wanted = {spec.name for spec in self.manifest.ffn()}
+        tensors: dict[str, Tensor] = {}
+        for path in checkpoint_files(self.directory):
+            with TensorReader(path) as reader:
+                tensors |= {spec.name: reader.tensor(spec.name) for spec in reader.specs if spec.name in wanted}
+        return {spec.name: tensors[spec.name] for spec in self.manifest.ffn()}
+
+    def statistics(self) -> Statistics:
+        """The public calibration statistics that lie beside the model.
+
+        Raises StatisticsError when there are none or they belong to another anchor.
+        """
+        return Statistics.load(self.directory / STATISTICS_FILE, expect=self.digest)
