@@ -137,7 +137,9 @@ def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _parse_entry(name: str, entry: object) -> tuple[TensorSpec, int, int]:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if len(entry) == 3:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
+            isinstance(entry, dict) and len(entry) == 3
+        ):
             return TensorSpec(name=name, dtype=dtype, shape=tuple(shape)), start, end
     raise TensorFileError(f"{name[:80]!r}: saw a malformed entry, wanted exactly dtype, shape and data_offsets")
 
