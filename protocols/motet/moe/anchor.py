@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from motet.moe.statistics import Statistics
-from motet.moe.tensor_files import TensorReader
+from motet.moe.tensor_files import TensorReader, read_header
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.errors import AnchorError, AnchorMismatch
 
@@ -67,7 +67,8 @@ class Anchor:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.directory, dtype=dtype or "auto", local_files_only=True
         )
-        return model.eval()
+        model.train(False)
+        return model
 
     def tokenizer(self) -> Any:  # noqa: ANN401 - one of transformers' many classes
         """The anchor's tokenizer."""
@@ -75,12 +76,21 @@ class Anchor:
 
     def ffn(self) -> dict[str, Tensor]:
         """The feed-forward tensors in their stored dtype, in layer order: shapes as in `manifest.ffn()`."""
-        wanted = {spec.name for spec in self.manifest.ffn()}
-        tensors: dict[str, Tensor] = {}
+        return {spec.name: self.tensor(spec.name) for spec in self.manifest.ffn()}
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in its stored dtype."""
+        with TensorReader(self.file_of(name)) as reader:
+            return reader.tensor(name)
+
+    def file_of(self, name: str) -> Path:
+        """The safetensors file that holds a tensor; raises AnchorError when there is no such tensor."""
         for path in checkpoint_files(self.directory):
-            with TensorReader(path) as reader:
-                tensors |= {spec.name: reader.tensor(spec.name) for spec in reader.specs if spec.name in wanted}
-        return {spec.name: tensors[spec.name] for spec in self.manifest.ffn()}
+            if name in read_header(path):
+                return path
+        raise AnchorError(
+            f"saw no tensor {name} in {self.directory}; its manifest lists {len(self.manifest.tensors)} others"
+        )
 
     def statistics(self) -> Statistics:
         """The public calibration statistics that lie beside the model.

@@ -89,4 +89,5 @@ def _solve(covariance: Tensor, difference: Tensor) -> Tensor:
     floor = float(values.mean()) * EIGENVALUE_FLOOR
     if not floor > 0:
         return torch.zeros_like(difference)
-    return vectors @ ((vectors.T @ difference) / values.clamp(min=floor))
+    solved: Tensor = vectors @ ((vectors.T @ difference) / values.clamp(min=floor))
+    return solved

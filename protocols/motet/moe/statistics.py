@@ -106,7 +106,7 @@ def measure(
             "plus diagonal) are not supported yet; choose a narrower anchor"
         )
     sums = [_Sums(manifest.hidden_size) for _ in range(manifest.layers)]
-    model = anchor.model(dtype=torch.float32).eval()
+    model = anchor.model(dtype=torch.float32)
     with _collecting(model, sums) as counted, torch.inference_mode():
         for ids, attention in _batches(anchor.tokenizer(), texts, sequence_length, batch_size):
             counted.mask = attention.bool()
