@@ -26,6 +26,8 @@ class AnchorPin(Strict):
     """The digest of `statistics.safetensors`, measured on public calibration text."""
     public_text: Digest
     """The digest of the public JSONL file that owners mix into their batches and everybody is scored on."""
+    bundle: Digest
+    """The digest of `bundle.json`, by which the data plane hands out all of the above."""
 
 
 class ExpertRules(Strict):

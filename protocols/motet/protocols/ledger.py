@@ -4,6 +4,7 @@ Pure functions of the entries; where they are kept is the coordinator's business
 
     entry = following(last, kind="admitted", subject=digest, body={...}, at=now)
     standing = fold(entries)                 # LedgerError unless the chain holds
+    standing = fold(newer, standing)         # and on from there
     standing.active                          # what the next composite is made of
 """
 
@@ -11,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from motet.protocols.canonical import Digest
+from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution, JoinRequest, Withdrawal
-from motet.protocols.documents import Document
+from motet.protocols.documents import Document, first_problem
 from motet.protocols.errors import LedgerError
 from motet.protocols.signing import Signed
 
@@ -48,12 +50,27 @@ class Standing:
         owners: public key -> join request of every enrolled owner.
         admitted: contribution digest -> contribution of everything ever admitted.
         withdrawn: contribution digests with a tombstone.
+        refusals: public key -> number of refusals recorded.
+        last: the entry that the next one follows, None in an empty ledger.
     """
 
     charter: str | None = None
     owners: dict[str, JoinRequest] = field(default_factory=dict)
     admitted: dict[str, Contribution] = field(default_factory=dict)
     withdrawn: set[str] = field(default_factory=set)
+    refusals: dict[str, int] = field(default_factory=dict)
+    last: LedgerEntry | None = None
+
+    def copy(self) -> "Standing":
+        """A standing that can be added to without changing this one."""
+        return Standing(
+            charter=self.charter,
+            owners=dict(self.owners),
+            admitted=dict(self.admitted),
+            withdrawn=set(self.withdrawn),
+            refusals=dict(self.refusals),
+            last=self.last,
+        )
 
     @property
     def active(self) -> dict[str, Contribution]:
@@ -82,19 +99,22 @@ def following(last: LedgerEntry | None, *, kind: EntryKind, subject: str, body: 
     )
 
 
-def fold(entries: Iterable[LedgerEntry]) -> Standing:
+def fold(entries: Iterable[LedgerEntry], onto: Standing | None = None) -> Standing:
     """Check the chain and add up what it says; the owners' signatures inside are checked again.
+
+    Args:
+        entries: the ledger from its first entry, or what follows `onto.last`.
+        onto: what the entries before add up to; it is left as it is.
 
     Raises:
         LedgerError: an entry is missing, changed, out of place, or contradicts an earlier one.
         SignatureError: an owner's signature kept in an entry does not hold.
     """
-    standing = Standing()
-    last: LedgerEntry | None = None
+    standing = Standing() if onto is None else onto.copy()
     for entry in entries:
-        _check_link(last, entry)
+        _check_link(standing.last, entry)
         _apply(standing, entry)
-        last = entry
+        standing.last = entry
     return standing
 
 
@@ -111,25 +131,63 @@ def _check_link(last: LedgerEntry | None, entry: LedgerEntry) -> None:
 
 
 def _apply(standing: Standing, entry: LedgerEntry) -> None:
-    if entry.kind == "charter":
-        standing.charter = entry.subject
-    elif entry.kind == "enrolled":
-        request = _signed(entry).open(JoinRequest, by=entry.subject)
-        standing.owners[request.owner] = request
-    elif entry.kind == "admitted":
-        contribution = _signed(entry).open(Contribution)
-        _agree(entry, contribution.digest)
-        standing.admitted[contribution.digest] = contribution
-    elif entry.kind == "withdrawn":
-        withdrawal = _signed(entry).open(Withdrawal)
-        _agree(entry, withdrawal.contribution)
-        standing.withdrawn.add(withdrawal.contribution)
+    match entry.kind:
+        case "charter":
+            charter = _signed(entry).open(Charter)
+            _agree(entry, charter.digest, signed_by=charter.coordinator)
+            standing.charter = charter.digest
+        case "enrolled":
+            _enrol(standing, entry)
+        case "admitted":
+            contribution = _signed(entry).open(Contribution)
+            _agree(entry, contribution.digest, signed_by=contribution.owner)
+            _contradicts(entry, contribution.owner not in standing.owners, "its owner was never enrolled")
+            _contradicts(entry, contribution.digest in standing.withdrawn, "it was withdrawn before")
+            standing.admitted[contribution.digest] = contribution
+        case "withdrawn":
+            _withdraw(standing, entry)
+        case "refused":
+            key = _signed(entry).key
+            standing.refusals[key] = standing.refusals.get(key, 0) + 1
+        case "composite":
+            pass
+
+
+def _enrol(standing: Standing, entry: LedgerEntry) -> None:
+    request = _signed(entry).open(JoinRequest)
+    _agree(entry, request.owner, signed_by=request.owner)
+    _contradicts(entry, request.owner in standing.owners, "this owner is enrolled already")
+    taken = {other.name for other in standing.owners.values()}
+    _contradicts(entry, request.name in taken, f"the name {request.name} is another owner's")
+    standing.owners[request.owner] = request
+
+
+def _withdraw(standing: Standing, entry: LedgerEntry) -> None:
+    withdrawal = _signed(entry).open(Withdrawal)
+    _agree(entry, withdrawal.contribution, signed_by=withdrawal.owner)
+    contribution = standing.admitted.get(withdrawal.contribution)
+    stranger = contribution is None or contribution.owner != withdrawal.owner
+    _contradicts(entry, stranger, "this owner has no such contribution")
+    standing.withdrawn.add(withdrawal.contribution)
 
 
 def _signed(entry: LedgerEntry) -> Signed:
-    return Signed.model_validate(entry.body.get("signed"))
+    try:
+        return Signed.model_validate(entry.body.get("signed"))
+    except ValidationError as error:
+        raise LedgerError(f"{_where(entry)} holds no signed document: {first_problem(error)}") from error
 
 
-def _agree(entry: LedgerEntry, subject: str) -> None:
+def _agree(entry: LedgerEntry, subject: str, *, signed_by: str) -> None:
     if entry.subject != subject:
-        raise LedgerError(f"entry {entry.sequence} is about {entry.subject} but holds a document about {subject}")
+        raise LedgerError(f"{_where(entry)} is about {entry.subject} but holds a document about {subject}")
+    _contradicts(entry, _signed(entry).key != signed_by, f"its document is not signed by {signed_by}")
+
+
+def _contradicts(entry: LedgerEntry, contradiction: bool, why: str) -> None:
+    if contradiction:
+        raise LedgerError(f"{_where(entry)} ({entry.kind} {entry.subject}) cannot be: {why}; restore a backup")
+
+
+def _where(entry: LedgerEntry) -> str:
+    return f"the ledger's entry {entry.sequence}"
