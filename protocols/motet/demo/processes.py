@@ -1,0 +1,129 @@
+"""Child processes that never outlive the one who started them.
+
+    with Troupe(logs=directory / "logs") as troupe:
+        troupe.start("data-plane", ["motet", "coordinate", ...])
+        troupe.run("init", ["motet", "init", ...])
+        troupe.check()          # FederationError when a child ended early, with the end of its log
+
+Every child leads a process group of its own; leaving the block, however it happens, ends the groups and whatever
+their members started. On Linux a child is also told to end when this process dies without leaving the block.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from motet.protocols.errors import FederationError
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_SECONDS = 5.0
+_LOG_TAIL_LINES = 12
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Troupe:
+    """A set of child processes with a log file each."""
+
+    def __init__(self, *, logs: Path, environment: Mapping[str, str]) -> None:
+        self._logs = logs
+        self._environment = dict(environment)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._descendants: dict[int, psutil.Process] = {}
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def start(
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a child that is expected to run until the end; its output goes to NAME.log."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            child = subprocess.Popen(  # noqa: S603 - our own commands
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment | dict(environment or {}),
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        self._running[name] = child
+        return child
+
+    def wait(self, name: str, *, timeout: float) -> None:
+        """Wait for a child to end well.
+
+        Raises:
+            FederationError: it failed, or took longer than `timeout` seconds.
+        """
+        child = self._running[name]
+        try:
+            code = child.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise FederationError(f"{name} took longer than {timeout:.0f} s; {self._tail(name)}") from error
+        if code != 0:
+            raise FederationError(f"{name} ended with code {code}; {self._tail(name)}")
+        del self._running[name]
+
+    def check(self) -> None:
+        """Raise a FederationError if a child has ended; remember the children's children for the end."""
+        for name, child in self._running.items():
+            if child.poll() is not None:
+                raise FederationError(f"{name} ended early with code {child.returncode}; {self._tail(name)}")
+        self._remember()
+
+    def _remember(self) -> None:
+        for child in self._running.values():
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(child.pid).children(recursive=True):
+                    self._descendants.setdefault(process.pid, process)
+
+    def end(self) -> None:
+        """End every child and everything they started: politely, then for certain."""
+        self._remember()
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for child in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+        psutil.wait_procs(list(self._descendants.values()), timeout=max(0.0, deadline - time.monotonic()))
+        self._signal(signal.SIGKILL)
+        for child in self._running.values():
+            child.wait()
+        psutil.wait_procs(list(self._descendants.values()), timeout=_GRACE_SECONDS)
+        self._running.clear()
+        self._descendants.clear()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in reversed(list(self._running.values())):
+            if child.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)
+        for process in self._descendants.values():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _tail(self, name: str) -> str:
+        path = self._logs / f"{name}.log"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "\n".join([f"the end of {path}:", *lines])

@@ -1,0 +1,118 @@
+"""The report of a federation: what each expert brings, and what switching it off takes away.
+
+report = Report.parse(path.read_bytes())
+report.bits_per_byte["composite"]["medicine"]
+"\\n".join(report.table()); report.shortfalls()
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from motet.protocols.canonical import Digest
+from motet.protocols.documents import Document, Name, Strict
+
+PUBLIC = "public"
+OPT_OUT_COST = 0.05
+"""Bits per byte that leaving an expert out must cost its own domain for the expert to count as worth having."""
+
+
+class Wire(Strict):
+    """What one owner's update took to travel."""
+
+    update_bytes: int = Field(ge=0)
+    """The size of the update's file."""
+    sent_bytes: int = Field(ge=0)
+    """What the owner really sent for it, framing and repeats included."""
+
+
+class CompositeSummary(Strict):
+    """The composite that was evaluated."""
+
+    path: str
+    stock_path: str | None
+    """The checkpoint for plain transformers; None when none was exported."""
+    digest: Digest
+    members: tuple[Name, ...]
+
+
+class Sample(Strict):
+    """A few generated words with and without one expert."""
+
+    prompt: str
+    expert: Name
+    with_expert: str
+    without_expert: str
+
+
+class Report(Document):
+    """What a run of a federation measured."""
+
+    schema_: Literal["motet.report/1"] = Field("motet.report/1", alias="schema")
+    domains: tuple[Name, ...] = Field(min_length=1)
+    """The columns: "public" first, then one domain per expert, named like it."""
+    bits_per_byte: dict[str, dict[str, float]]
+    """Row -> column -> bits per byte; the rows are those of `row_names`."""
+    standard_error: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """The same shape: bootstrap standard error over documents."""
+    wire: dict[Name, Wire]
+    seconds: dict[str, float]
+    composite: CompositeSummary
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names of the experts, in the order of their columns."""
+        return self.domains[1:]
+
+    def average(self, row: str) -> float:
+        """The mean of a row over all columns, in bits per byte."""
+        cells = self.bits_per_byte[row]
+        return sum(cells[column] for column in self.domains) / len(self.domains)
+
+    def opt_out_cost(self, expert: str) -> float:
+        """What leaving `expert` out costs its own domain, in bits per byte."""
+        rows = self.bits_per_byte
+        return rows[f"composite-without:{expert}"][expert] - rows["composite"][expert]
+
+    def shortfalls(self) -> list[str]:
+        """Where the composite is not what it promises: one sentence each, none when all is well."""
+        return [*self._against_soup(), *self._opt_outs()]
+
+    def _against_soup(self) -> Iterator[str]:
+        composite, soup = self.bits_per_byte["composite"], self.bits_per_byte["soup"]
+        for domain in self.experts:
+            if composite[domain] >= soup[domain]:
+                yield f"on {domain} the composite, {composite[domain]:.3f}, does not beat the soup, {soup[domain]:.3f}"
+        if self.average("composite") >= self.average("soup"):
+            averages = f"{self.average('composite'):.3f}, does not beat the soup, {self.average('soup'):.3f}"
+            yield f"on average the composite, {averages}"
+
+    def _opt_outs(self) -> Iterator[str]:
+        for expert in self.experts:
+            cost = self.opt_out_cost(expert)
+            if cost <= OPT_OUT_COST:
+                yield f"leaving {expert} out costs its own domain {cost:.3f} bits per byte, wanted over {OPT_OUT_COST}"
+
+    def table(self) -> list[str]:
+        """The table of bits per byte as lines of text, then what falls short."""
+        rows = [row for row in row_names(self.experts) if row in self.bits_per_byte]
+        width = max(len(row) for row in rows)
+        head = " " * width + "".join(f"{name:>13}" for name in (*self.domains, "average"))
+        lines = [head]
+        for row in rows:
+            cells = [*(self.bits_per_byte[row][column] for column in self.domains), self.average(row)]
+            lines.append(f"{row:<{width}}" + "".join(f"{cell:13.3f}" for cell in cells))
+        return lines + [f"! {sentence}" for sentence in self.shortfalls()]
+
+
+def row_names(experts: tuple[str, ...]) -> list[str]:
+    """The rows of a report in the order they are shown."""
+    return [
+        "anchor",
+        *(f"expert:{name}" for name in experts),
+        "soup",
+        "composite",
+        *(f"composite-without:{name}" for name in experts),
+    ]
