@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from motet.moe.families import family_of
 from motet.moe.statistics import Statistics
 from motet.moe.tensor_files import TensorReader, read_header
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.errors import AnchorError, AnchorMismatch
 
-SUPPORTED = ("olmo2",)
 STATISTICS_FILE = "statistics.safetensors"
 
 
@@ -42,13 +42,9 @@ class Anchor:
             AnchorError: it cannot be read, or its architecture is not supported.
             AnchorMismatch: its digest is not `expect`.
         """
+        config = _read_configuration(directory / "config.json")
+        family_of(config.get("model_type"))
         manifest = AnchorManifest.of(directory)
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") not in SUPPORTED:
-            raise AnchorError(
-                f"saw model_type {config.get('model_type')!r} in {directory}, wanted one of {', '.join(SUPPORTED)}; "
-                "choose such an anchor"
-            )
         if expect is not None and manifest.digest != expect:
             raise AnchorMismatch(
                 f"saw anchor {manifest.digest} in {directory}, wanted {expect}; fetch the one that the charter names",
@@ -85,12 +81,14 @@ class Anchor:
 
     def file_of(self, name: str) -> Path:
         """The safetensors file that holds a tensor; raises AnchorError when there is no such tensor."""
-        for path in checkpoint_files(self.directory):
-            if name in read_header(path):
-                return path
-        raise AnchorError(
-            f"saw no tensor {name} in {self.directory}; its manifest lists {len(self.manifest.tensors)} others"
-        )
+        files = self.files()
+        if name not in files:
+            raise AnchorError(f"saw no tensor {name} in {self.directory}, only {len(files)} others; check the name")
+        return files[name]
+
+    def files(self) -> dict[str, Path]:
+        """Tensor name -> the safetensors file that holds it."""
+        return {name: path for path in checkpoint_files(self.directory) for name in read_header(path)}
 
     def statistics(self) -> Statistics:
         """The public calibration statistics that lie beside the model.
@@ -98,3 +96,11 @@ class Anchor:
         Raises StatisticsError when there are none or they belong to another anchor.
         """
         return Statistics.load(self.directory / STATISTICS_FILE, expect=self.digest)
+
+
+def _read_configuration(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AnchorError(f"cannot read an anchor's {path}: {error}; fetch the anchor again or name another") from error
+    return config

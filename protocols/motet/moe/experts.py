@@ -101,7 +101,7 @@ def materialise_file(update: Path, anchor: Anchor, out: Path) -> None:
     no file), TensorFileError when the update is malformed, StorageError when the disk is full.
     """
     with TensorReader(update) as reader:
-        _require_specs(update, reader, update_specs(anchor.manifest))
+        require_specs(update, reader, update_specs(anchor.manifest))
         with TensorWriter(out, expert_specs(anchor.manifest)) as writer:
             for spec in anchor.manifest.ffn():
                 with TensorReader(anchor.file_of(spec.name)) as stored:
@@ -113,7 +113,7 @@ def materialise_file(update: Path, anchor: Anchor, out: Path) -> None:
 def read_update(path: Path, anchor: Anchor, *, name: str, contribution: str) -> Expert:
     """The expert that an update defines, whole in memory; raises as `materialise_file` does."""
     with TensorReader(path) as reader:
-        _require_specs(path, reader, update_specs(anchor.manifest))
+        require_specs(path, reader, update_specs(anchor.manifest))
         ffn = {
             spec.name: _finite(spec.name, materialise(anchor.tensor(spec.name), reader.tensor(spec.name)))
             for spec in anchor.manifest.ffn()
@@ -124,7 +124,7 @@ def read_update(path: Path, anchor: Anchor, *, name: str, contribution: str) -> 
 def read_expert(path: Path, anchor: Anchor, *, name: str, contribution: str) -> Expert:
     """The expert in a store file, whole in memory; raises ExpertError when the file does not fit the anchor."""
     with TensorReader(path) as reader:
-        _require_specs(path, reader, expert_specs(anchor.manifest))
+        require_specs(path, reader, expert_specs(anchor.manifest))
         ffn = {spec.name: reader.tensor(spec.name) for spec in anchor.manifest.ffn()}
         return Expert(name=name, contribution=contribution, ffn=ffn, rows=_read_rows(reader, anchor.manifest))
 
@@ -149,6 +149,17 @@ def swap_ffn(model: PreTrainedModel, ffn: Mapping[str, Tensor]) -> Iterator[None
         yield
     finally:
         _copy_into(parameters, kept)
+
+
+def require_specs(path: Path, reader: TensorReader, wanted: Sequence[TensorSpec]) -> None:
+    """Refuse a file that holds anything but `wanted`, in any order; raises ExpertError for the first difference."""
+    saw, expected = {spec.name: spec for spec in reader.specs}, {spec.name: spec for spec in wanted}
+    for name in sorted(saw.keys() | expected.keys()):
+        if saw.get(name) != expected.get(name):
+            raise ExpertError(
+                f"{path}: {name}: saw {_describe(saw.get(name))}, wanted {_describe(expected.get(name))}; "
+                "pack the expert again on the charter's anchor"
+            )
 
 
 @torch.no_grad()
@@ -209,17 +220,6 @@ def _require_same(what: str, saw: Mapping[str, tuple[int, ...]], wanted: Iterabl
         raise ExpertError(
             f"saw {name} with shape {saw.get(name)} in {what}, wanted {expected.get(name)}; train on this anchor"
         )
-
-
-def _require_specs(path: Path, reader: TensorReader, wanted: Sequence[TensorSpec]) -> None:
-    """Refuse a file that holds anything but `wanted`, in any order; raises ExpertError for the first difference."""
-    saw, expected = {spec.name: spec for spec in reader.specs}, {spec.name: spec for spec in wanted}
-    for name in sorted(saw.keys() | expected.keys()):
-        if saw.get(name) != expected.get(name):
-            raise ExpertError(
-                f"{path}: {name}: saw {_describe(saw.get(name))}, wanted {_describe(expected.get(name))}; "
-                "pack the expert again on the charter's anchor"
-            )
 
 
 def _describe(spec: TensorSpec | None) -> str:

@@ -1,0 +1,261 @@
+"""Assembly: an anchor and its members become one composite, byte for byte the same whoever assembles it.
+
+Tensors are copied in chunks, one file per expert, ids in the order of contribution digests; nothing enters a file
+but what anchor, members and routing policy determine, so a composite made after an expert left equals one that never
+had it. The folder appears whole, with every file on disk, or not at all.
+
+    members = [Member(name="medicine", contribution=digest, expert_file=store / "expert.safetensors")]
+    composite = assemble(anchor, members, RoutingPolicy.of(charter.routing), home / "composite")
+    AutoModelForCausalLM.from_pretrained(composite.path)    # after importing motet.moe.composite
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from motet.moe.anchor import Anchor
+from motet.moe.config import ANCHOR
+from motet.moe.experts import expert_specs, require_specs, router_bias_name, router_weight_name
+from motet.moe.tensor_files import TensorReader, TensorSpec, TensorWriter
+from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
+from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
+from motet.protocols.composite_manifest import (
+    MANIFEST_FILE,
+    CompositeFile,
+    CompositeManifest,
+    CompositeMember,
+    RoutingPolicy,
+    verify_composite,
+)
+from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
+
+__all__ = ["Composite", "Member", "RoutingPolicy", "assemble", "verify_composite"]
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes copied so far and in total."""
+
+SHARED_FILE = "shared.safetensors"
+ROUTER_FILE = "router.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One admitted expert: its name, its contribution's digest and its store file (see `materialise_file`)."""
+
+    name: str
+    contribution: str
+    expert_file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composite:
+    """An assembled composite: where it lies and what it is."""
+
+    path: Path
+    manifest: CompositeManifest
+
+    @property
+    def digest(self) -> str:
+        """The digest that names the composite."""
+        return self.manifest.digest
+
+    @property
+    def members(self) -> tuple[CompositeMember, ...]:
+        """The experts, in the order of their ids from 1 on."""
+        return self.manifest.members
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """One tensor to be copied: from where, under which name, and what it becomes."""
+
+    source: Path
+    name: str
+    target: TensorSpec
+
+
+def assemble(
+    anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy, out: Path, *, progress: Progress | None = None
+) -> Composite:
+    """Assemble the composite of `members` in the new folder `out`; a folder that already is that composite is reused.
+
+    Raises:
+        AssemblyError: a name or contribution occurs twice, an expert does not fit the anchor, `out` holds something
+            else, or another process is assembling it.
+        StorageError: the disk is full or not writable; nothing is left behind.
+    """
+    ordered = sorted(members, key=lambda member: member.contribution)
+    _require_different(ordered)
+    for member in ordered:
+        _require_fitting(anchor, member)
+    described = tuple(
+        CompositeMember(name=member.name, contribution=member.contribution, expert=file_digest(member.expert_file))
+        for member in ordered
+    )
+    if out.exists():
+        return _reuse(out, anchor, described, routing)
+    with _workspace(out) as folder:
+        _write_composite(folder, anchor, ordered, routing, progress or (lambda done, total: None))
+        manifest = CompositeManifest(
+            anchor=anchor.digest, members=described, routing=routing, files=tuple(_described_files(folder))
+        )
+        write_atomically(folder / MANIFEST_FILE, manifest.canonical())
+        folder.rename(out)
+        sync_directory(out.parent)
+    return Composite(path=out, manifest=manifest)
+
+
+def _require_different(members: Sequence[Member]) -> None:
+    for what, values in (
+        ("name", [ANCHOR, *(member.name for member in members)]),
+        ("contribution", [member.contribution for member in members]),
+    ):
+        if repeated := {value for value in values if values.count(value) > 1}:
+            raise AssemblyError(f"saw the {what} {min(repeated)} twice, wanted each once; leave one of them out")
+
+
+def _require_fitting(anchor: Anchor, member: Member) -> None:
+    try:
+        with TensorReader(member.expert_file) as reader:
+            require_specs(member.expert_file, reader, expert_specs(anchor.manifest))
+    except (ExpertError, TensorFileError) as error:
+        raise AssemblyError(f"expert {member.name} does not fit the anchor: {error}") from error
+
+
+def _reuse(out: Path, anchor: Anchor, members: tuple[CompositeMember, ...], routing: RoutingPolicy) -> Composite:
+    manifest = verify_composite(out)
+    if (manifest.anchor, manifest.members, manifest.routing) != (anchor.digest, members, routing):
+        raise AssemblyError(f"saw another composite, {manifest.digest}, in {out}; remove it or name another folder")
+    return Composite(path=out, manifest=manifest)
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` for this process alone, cleared of what a killed one left, gone after an error."""
+    folder = out.with_name(f".{out.name}.partial")
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in folder.iterdir():
+            path.unlink()
+        try:
+            with storage_errors(folder):
+                yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except BlockingIOError as error:
+        raise AssemblyError(f"saw another process assembling {out}; wait for it, then run the command again") from error
+    finally:
+        os.close(lock)
+
+
+def _write_composite(
+    folder: Path, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy, progress: Progress
+) -> None:
+    copies = _plan(anchor, members)
+    total = sum(copy.target.nbytes for file in copies.values() for copy in file)
+    _require_room(folder, total)
+    done = 0
+    weight_map: dict[str, str] = {}
+    for name, file in copies.items():
+        for copied in _copy_tensors(folder / name, file):
+            done += copied
+            progress(done, total)
+        weight_map |= {copy.target.name: name for copy in file}
+    router = _write_router(folder / ROUTER_FILE, anchor, members, routing)
+    total += sum(spec.nbytes for spec in router)
+    weight_map |= {spec.name: ROUTER_FILE for spec in router}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_atomically(folder / INDEX_FILE, canonical_json(index))
+    write_atomically(folder / "config.json", canonical_json(_configuration(anchor, members, routing)))
+    for path in tokenizer_files(anchor.directory):
+        write_atomically(folder / path.name, path.read_bytes())
+
+
+def _plan(anchor: Anchor, members: Sequence[Member]) -> dict[str, list[_Copy]]:
+    """File name -> the tensors it takes; expert 0 is the anchor's own feed-forward network."""
+    files = anchor.files()
+    ffn = anchor.manifest.ffn()
+    shared = [tensor.spec for tensor in anchor.manifest.tensors if tensor.spec not in ffn]
+    plan = {SHARED_FILE: [_Copy(source=files[spec.name], name=spec.name, target=spec) for spec in shared]}
+    for expert in range(len(members) + 1):
+        plan[f"expert-{expert:05d}.safetensors"] = [
+            _Copy(
+                source=members[expert - 1].expert_file if expert else files[spec.name],
+                name=spec.name,
+                target=_as_expert(spec, expert),
+            )
+            for spec in ffn
+        ]
+    return plan
+
+
+def _as_expert(spec: TensorSpec, expert: int) -> TensorSpec:
+    name = spec.name.replace(".mlp.", f".mlp.experts.{expert}.")
+    return TensorSpec(name=name, dtype=spec.dtype, shape=spec.shape)
+
+
+def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
+    """Writes one file; yields the bytes of each tensor as it is done."""
+    copies = list(copies)
+    with TensorWriter(path, [copy.target for copy in copies]) as writer:
+        for copy in copies:
+            with TensorReader(copy.source) as reader:
+                writer.write(copy.target.name, reader.chunks(copy.name))
+            yield copy.target.nbytes
+
+
+def _write_router(path: Path, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> list[TensorSpec]:
+    """Concatenates the rows, the anchor's zero row first, with the log priors in the bias."""
+    size, layers, experts = anchor.manifest.hidden_size, range(anchor.manifest.layers), len(members) + 1
+    specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
+    specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
+    with TensorWriter(path, specs) as writer:
+        for layer in layers:
+            weight, bias = torch.zeros(experts, size), torch.full((experts,), routing.log_prior_anchor)
+            for expert, member in enumerate(members, start=1):
+                with TensorReader(member.expert_file) as reader:
+                    weight[expert] = reader.tensor(router_weight_name(layer))
+                    bias[expert] = reader.tensor(router_bias_name(layer))[0] + routing.log_prior_expert
+            writer.write_tensor(router_weight_name(layer), weight)
+            writer.write_tensor(router_bias_name(layer), bias)
+    return specs
+
+
+def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> dict[str, object]:
+    """What `MotetConfig` reads; no library version, so that assembling with another one changes nothing."""
+    stored = {key: value for key, value in anchor.config.items() if key not in VOLATILE_CONFIGURATION}
+    return {
+        "anchor_config": stored,
+        "architectures": ["MotetForCausalLM"],
+        "contributions": [member.contribution for member in members],
+        "dtype": stored.get("dtype", stored.get("torch_dtype")),
+        "expert_names": [ANCHOR, *(member.name for member in members)],
+        "model_type": "motet",
+        "normalise_top_k": routing.normalise_top_k,
+        "top_k": routing.top_k,
+    }
+
+
+def _described_files(folder: Path) -> Iterator[CompositeFile]:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        yield CompositeFile(name=path.name, size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _require_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"saw {free:,} bytes free at {folder.parent}, wanted {size:,} for the composite; free space or choose "
+            "another folder, then run the same command again"
+        )
