@@ -1,0 +1,235 @@
+"""An owner's home: `owner.toml`, the keys, the verified charter, and where everything else lies.
+
+owner.toml                     what this page describes; the owner writes it
+charter.signed.json            the charter with the coordinator's signature; charter.toml is for reading
+keys/owner.pem  keys/flower    Ed25519 for signatures, P-384 for Flower (with flower.pub)
+anchor/                        the anchor, statistics.safetensors and public.jsonl
+spool/                         jobs and what became of them
+work/                          what a job keeps while it runs, and resumes from
+outbox/<contribution>/         contribution.json, update.safetensors and, once admitted, receipt.json
+composites/<composite>/        what was fetched to be evaluated
+
+home = OwnerHome.create(Path("owner"), config, signed_charter)     # `motet join`
+home = OwnerHome.load(Path("owner"))                               # everything verified
+home.join_request()                                                # signed, binds the Flower key
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from motet.client.keys import flower_public_key, owner_key
+from motet.protocols.canonical import hex_of, write_atomically
+from motet.protocols.charter import Charter
+from motet.protocols.contribution import JoinRequest, Terms
+from motet.protocols.documents import Name, PublicKey, Strict, first_problem, read_toml
+from motet.protocols.errors import ConfigurationError
+from motet.protocols.signing import Signed, SigningKey, seal
+
+CONFIG_FILE = "owner.toml"
+CHARTER_FILE = "charter.signed.json"
+
+
+class DataConfig(Strict):
+    """The owner's text. It never leaves."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns, absolute or relative to the home."""
+    format: Literal["auto", "jsonl", "text", "parquet"] = "auto"
+    """What the files are; auto goes by their suffix, and anything but .jsonl, .json and .parquet is text."""
+    text_field: str = "text"
+    """The field or column that holds a document, in JSON lines and Parquet."""
+    held_out_share: float = Field(0.1, gt=0, lt=1)
+    """The share of the documents that is never trained on, only scored."""
+    max_bytes: int | None = Field(None, gt=0)
+    """Use a sample of about so many bytes, chosen by content; None uses all."""
+    seed: int = 0
+    """Another seed holds out, and samples, other documents."""
+
+
+class TrainingConfig(Strict):
+    """How the expert is trained. The defaults suit an expert of a small anchor."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences in each forward pass, public ones included."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Forward passes in each step; multiplies the batch without its memory."""
+    sequence_length: int = Field(256, ge=8)
+    """Tokens in each packed sequence, and in each window that is scored."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """The peak of the schedule."""
+    warmup: int = Field(20, ge=0)
+    """Steps until the peak; afterwards half a cosine falls to a tenth of it."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay, towards zero."""
+    gradient_clip: float = Field(1.0, gt=0)
+    """The largest norm of the gradient in a step."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed twice to save memory."""
+    device: str = "auto"
+    """A torch device such as "cuda:0"; auto takes the accelerator if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The dtype of the arithmetic; auto is bfloat16 on an accelerator. Weights being trained stay float32."""
+    seed: int = 0
+    """The seed of the order of the text; the same seed gives the same expert on one kind of machine."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints: what a crash can cost."""
+    threads: int = Field(1, ge=1)
+    """CPU threads that torch may use."""
+
+
+class ContributionConfig(Strict):
+    """How what was made leaves."""
+
+    consent: Literal["ask", "automatic"] = "ask"
+    """ask keeps each contribution until `motet contribute` says yes; automatic sends it when it is ready."""
+    transport: Literal["data-plane", "flower", "file"] = "data-plane"
+    """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`."""
+
+
+class OwnerConfig(Strict):
+    """`owner.toml`."""
+
+    schema_: Literal["motet.owner/1"] = Field("motet.owner/1", alias="schema")
+    name: Name
+    """What the expert, and its column in every table, is called."""
+    charter: str = CHARTER_FILE
+    """The signed charter, absolute or relative to the home."""
+    coordinator: PublicKey
+    """The key that must have signed the charter; pinned when the owner joined."""
+    data: DataConfig
+    terms: Terms
+    training: TrainingConfig = TrainingConfig()
+    contribution: ContributionConfig = ContributionConfig()
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read `owner.toml`.
+
+        Raises:
+            ConfigurationError: it is missing, not TOML, or breaks a rule; the message names the key.
+        """
+        try:
+            return cls.model_validate(read_toml(path))
+        except ValidationError as error:
+            raise ConfigurationError(f"{path}: {first_problem(error)}; mend that key and try again") from error
+
+    def to_toml(self) -> str:
+        """The configuration as TOML; keys without a value are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnerHome:
+    """A home whose configuration was read and whose charter was verified."""
+
+    path: Path
+    config: OwnerConfig
+    charter: Charter
+    key: SigningKey
+
+    @classmethod
+    def create(cls, path: Path, config: OwnerConfig, charter: Signed) -> Self:
+        """Make a home: keys, `owner.toml`, the charter in both forms. The anchor is fetched by the caller.
+
+        Raises:
+            ConfigurationError: there is a home already.
+            SignatureError: the charter is not signed by `config.coordinator`.
+        """
+        if (path / CONFIG_FILE).exists():
+            raise ConfigurationError(f"{path / CONFIG_FILE} exists: this home has joined; choose another folder")
+        rules = _verified(charter, config)
+        key = owner_key(path / "keys" / "owner.pem")
+        flower_public_key(path / "keys" / "flower")
+        write_atomically(path / config.charter, charter.canonical())
+        write_atomically(path / "charter.toml", rules.to_toml().encode())
+        write_atomically(path / CONFIG_FILE, config.to_toml().encode())
+        return cls(path=path, config=config, charter=rules, key=key)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Open the home at `path`.
+
+        Raises:
+            ConfigurationError: `owner.toml`, the key or the charter is missing or unusable.
+            SignatureError: the charter is not signed by the coordinator that the owner joined.
+        """
+        config = OwnerConfig.from_toml(path / CONFIG_FILE)
+        charter = read_signed(path / config.charter, "charter")
+        return cls(
+            path=path,
+            config=config,
+            charter=_verified(charter, config),
+            key=SigningKey.load(path / "keys" / "owner.pem"),
+        )
+
+    def join_request(self) -> Signed:
+        """The signed wish to be enrolled: it binds the Flower key to the owner's."""
+        request = JoinRequest(
+            charter=self.charter.digest,
+            name=self.config.name,
+            owner=self.key.public,
+            flower_key=flower_public_key(self.flower_key),
+        )
+        return seal(request, self.key)
+
+    @property
+    def flower_key(self) -> Path:
+        """The private key that the SuperNode authenticates with; its public half ends in `.pub`."""
+        return self.path / "keys" / "flower"
+
+    @property
+    def anchor(self) -> Path:
+        """The anchor's directory."""
+        return self.path / "anchor"
+
+    @property
+    def public_text(self) -> Path:
+        """The public JSONL file that the charter pins."""
+        return self.anchor / "public.jsonl"
+
+    @property
+    def work(self) -> Path:
+        """What jobs keep while they run."""
+        return self.path / "work"
+
+    @property
+    def outbox(self) -> Path:
+        """Packed contributions, one folder each."""
+        return self.path / "outbox"
+
+    def contribution(self, digest: str) -> Path:
+        """The folder of one packed contribution."""
+        return self.outbox / hex_of(digest)
+
+    def composite(self, digest: str) -> Path:
+        """The folder that a composite is fetched into."""
+        return self.path / "composites" / hex_of(digest)
+
+
+def _verified(charter: Signed, config: OwnerConfig) -> Charter:
+    rules = charter.open(Charter, by=config.coordinator)
+    if rules.coordinator != config.coordinator:
+        raise ConfigurationError(
+            f"the charter names {rules.coordinator} as its coordinator but is signed by {config.coordinator}; "
+            "ask the coordinator for the right one"
+        )
+    return rules
+
+
+def read_signed(path: Path, kind: str) -> Signed:
+    """A signed document kept in a file; `kind` says what was wanted.
+
+    Raises:
+        ConfigurationError: there is no such file.
+        DocumentError: it holds no signed document.
+    """
+    try:
+        return Signed.parse(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the {kind} {path}: {error.strerror}; name an existing file") from error
