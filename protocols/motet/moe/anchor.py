@@ -43,7 +43,7 @@ class Anchor:
             AnchorMismatch: its digest is not `expect`.
         """
         config = _read_configuration(directory / "config.json")
-        family_of(config.get("model_type"))
+        family_of(str(config.get("model_type")))
         manifest = AnchorManifest.of(directory)
         if expect is not None and manifest.digest != expect:
             raise AnchorMismatch(
