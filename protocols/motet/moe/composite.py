@@ -1,0 +1,262 @@
+"""The composite: an anchor whose feed-forward networks are mixtures of the anchor's own and the owners' experts.
+
+Guarantees: with every closed expert off it computes exactly what the anchor computes; an expert that is off is not
+executed, and the others behave as if it did not exist; tensors have the same names in memory and on disk, the anchor's
+except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.layers.{l}.mlp.router.{weight,bias}`.
+
+    import motet.moe                                              # registers with transformers' Auto classes
+    model = AutoModelForCausalLM.from_pretrained("composite")
+    model.generate(**inputs, expert_sets=["math"], max_new_tokens=20)
+    model(**inputs, expert_mask=torch.tensor([[True, False, True]]))  # (batch, experts), column 0 is the anchor
+
+    model = compose(anchor_model, [expert_a, expert_b])           # in process, sharing the anchor's parameters
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from motet.moe.config import ANCHOR, MotetConfig
+from motet.moe.expert_cache import claim, mark, set_keys
+from motet.moe.expert_sets import expert_mask_of
+from motet.moe.experts import Expert
+from motet.moe.families import Family, family_of
+from motet.moe.mixture import Mixture, Router
+from motet.moe.routing import RoutingRows
+from motet.protocols.errors import AssemblyError, ExpertSetError
+
+
+class MotetForCausalLM(PreTrainedModel, GenerationMixin):
+    """A composite with a language-model head.
+
+    `forward` and `generate` take, beyond what the anchor takes, `expert_mask` (batch, experts) bool or `expert_sets`
+    (names for all rows, or one list of names per row); without either, the blocks `only` and `without` decide, and
+    without those all experts take part. Raises ExpertSetError and CacheExpertSetError.
+    """
+
+    config_class = MotetConfig
+    config: MotetConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Olmo2MixtureLayer"]  # noqa: RUF012 - transformers reads these from the class
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"router"}  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: MotetConfig) -> None:
+        super().__init__(config)
+        self.model = _mixture_model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,  # noqa: ANN401 - a transformers Cache
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        expert_mask: Tensor | None = None,
+        expert_sets: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - what attention and loss functions take
+    ) -> CausalLMOutputWithPast:
+        """input_ids (batch, seq) -> logits (batch, seq, vocabulary), and the loss when `labels` (batch, seq) are given."""
+        rows = self._rows(input_ids, inputs_embeds)
+        expert_mask = self._mask(rows, expert_mask, expert_sets)
+        keys = set_keys(self.config.contributions or (), expert_mask, rows)
+        if past_key_values is not None:
+            claim(past_key_values, keys)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            expert_mask=expert_mask,  # reaches every layer as an argument: checkpointing runs layers again later
+            **kwargs,
+        )
+        if past_key_values is None and outputs.past_key_values is not None:
+            mark(outputs.past_key_values, keys)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,  # noqa: ANN401 - as transformers' generate
+        expert_mask: Tensor | None = None,
+        expert_sets: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """As transformers' generate. Mask or sets have one row per prompt, whatever the number of beams or sequences."""
+        prompts = inputs if inputs is not None else kwargs.get("input_ids")
+        rows = self._rows(prompts, kwargs.get("inputs_embeds"))
+        chosen = self._mask(rows, expert_mask, expert_sets)
+        if chosen is not None:
+            kwargs["expert_mask"] = chosen  # a tensor, so that generate repeats it along with the prompts
+        return super().generate(inputs, *args, **kwargs)
+
+    def expert_ffn(self, name: str) -> dict[str, Tensor]:
+        """One expert's tensors under the anchor's names. Raises ExpertSetError when the composite has no such expert."""
+        if name not in self.config.names:
+            raise ExpertSetError(f"saw unknown expert {name!r}; this composite has {', '.join(self.config.names)}")
+        family, expert = family_of(self.config.anchor.model_type), self.config.names.index(name)
+        layers = range(self.config.num_hidden_layers)
+        return {
+            stored: self.get_parameter(expert_tensor_name(stored, expert))
+            for layer in layers
+            for stored in family.ffn_names(layer)
+        }
+
+    def _rows(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+        given = input_ids if input_ids is not None else inputs_embeds
+        return 1 if given is None else given.shape[0]
+
+    def _mask(
+        self,
+        rows: int,
+        expert_mask: Tensor | None,
+        expert_sets: Sequence[str] | Sequence[Sequence[str]] | None,
+    ) -> Tensor | None:
+        mask = expert_mask_of(self.config.names, rows, expert_mask=expert_mask, expert_sets=expert_sets)
+        return None if mask is None else mask.to(self.device)
+
+
+def expert_tensor_name(anchor_name: str, expert: int) -> str:
+    """Where an anchor's FFN tensor lies in a composite: `mlp.gate_proj.weight` -> `mlp.experts.3.gate_proj.weight`."""
+    return anchor_name.replace(".mlp.", f".mlp.experts.{expert}.")
+
+
+def router_tensor_names(layer: int) -> tuple[str, str]:
+    """The names of a layer's router rows (experts, hidden) and biases (experts,), both float32 on disk."""
+    return f"model.layers.{layer}.mlp.router.weight", f"model.layers.{layer}.mlp.router.bias"
+
+
+def router_tensors(
+    rows: Sequence[RoutingRows], layer: int, log_priors: Sequence[float], hidden_size: int
+) -> tuple[Tensor, Tensor]:
+    """One layer's router: weight (experts, hidden) and bias (experts,) in float32, the anchor's zero row first.
+
+    `rows` are the closed experts' in the order of their ids; `log_priors` are in nats, one per expert, anchor included.
+    """
+    weight = torch.stack([torch.zeros(hidden_size), *(one.weight[layer] for one in rows)])
+    bias = torch.stack([torch.zeros(()), *(one.bias[layer] for one in rows)])
+    return weight, bias + torch.tensor(log_priors, dtype=torch.float32)
+
+
+def compose(
+    anchor_model: PreTrainedModel,
+    experts: Sequence[Expert],
+    *,
+    top_k: int | None = None,
+    normalise_top_k: bool = True,
+    log_priors: Mapping[str, float] | None = None,
+) -> MotetForCausalLM:
+    """A composite of a loaded anchor and experts, in the order of their contribution digests.
+
+    Nothing is copied: the composite's parameters are the anchor's own, and the experts' tensors as given (an
+    `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in). The router is frozen.
+    `log_priors` are in nats by expert name, zero where absent. Raises AssemblyError when an expert does not fit.
+    """
+    experts = sorted(experts, key=lambda expert: expert.contribution)
+    config = MotetConfig(
+        anchor_config=copy.deepcopy(anchor_model.config),
+        expert_names=[ANCHOR, *(expert.name for expert in experts)],
+        contributions=[expert.contribution for expert in experts],
+        top_k=top_k,
+        normalise_top_k=normalise_top_k,
+        dtype=anchor_model.dtype,
+        attn_implementation=anchor_model.config._attn_implementation,
+    )
+    with torch.device("meta"):
+        model = MotetForCausalLM(config)
+    model.load_state_dict(_composed_state(anchor_model, experts, _prior_list(config, log_priors)), assign=True)
+    for name, buffer in anchor_model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.requires_grad_(False)
+    model.generation_config = copy.deepcopy(anchor_model.generation_config)
+    return model.train(anchor_model.training)
+
+
+def _prior_list(config: MotetConfig, log_priors: Mapping[str, float] | None) -> list[float]:
+    priors = dict(log_priors or {})
+    unknown = sorted(set(priors) - set(config.names))
+    if unknown:
+        raise AssemblyError(f"saw log priors for {', '.join(unknown)}, wanted names among {', '.join(config.names)}")
+    return [priors.get(name, 0.0) for name in config.names]
+
+
+def _composed_state(
+    anchor_model: PreTrainedModel, experts: Sequence[Expert], log_priors: list[float]
+) -> dict[str, Tensor]:
+    family, layers = family_of(anchor_model.config.model_type), range(anchor_model.config.num_hidden_layers)
+    state = dict(anchor_model.named_parameters(remove_duplicate=False))
+    wide = torch.float64 if anchor_model.dtype == torch.float64 else torch.float32
+    for layer in layers:
+        for name in family.ffn_names(layer):
+            own = state.pop(name)
+            state[expert_tensor_name(name, 0)] = own
+            for number, expert in enumerate(experts, start=1):
+                state[expert_tensor_name(name, number)] = _fitting(expert, name, own)
+        tensors = router_tensors([one.rows for one in experts], layer, log_priors, anchor_model.config.hidden_size)
+        for name, tensor in zip(router_tensor_names(layer), tensors, strict=True):
+            state[name] = tensor.to(device=anchor_model.device, dtype=wide)
+    return state
+
+
+def _fitting(expert: Expert, name: str, own: Tensor) -> Tensor:
+    tensor = expert.ffn.get(name)
+    if tensor is None or tensor.shape != own.shape or tensor.dtype != own.dtype:
+        seen = "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+        raise AssemblyError(
+            f"expert {expert.name}: saw {seen} as {name}, wanted {tuple(own.shape)} {own.dtype} as in the anchor; "
+            "make the expert from this anchor"
+        )
+    return tensor if tensor.device == own.device else tensor.to(own.device)
+
+
+def _mixture_model(config: MotetConfig) -> PreTrainedModel:
+    """The anchor without its head, every decoder layer's MLP a mixture."""
+    anchor, family = config.anchor, family_of(config.anchor.model_type)
+    model = family.base(anchor)
+    model.layers = nn.ModuleList(
+        family.layer(anchor, layer, _mixture(config, family)) for layer in range(anchor.num_hidden_layers)
+    )
+    return model
+
+
+def _mixture(config: MotetConfig, family: Family) -> Mixture:
+    experts = [family.mlp(config.anchor) for _ in config.names]
+    router = Router(config.hidden_size, config.num_experts)
+    return Mixture(experts, router, top_k=config.top_k, normalise=config.normalise_top_k)
+
+
+AutoConfig.register(MotetConfig.model_type, MotetConfig, exist_ok=True)
+AutoModelForCausalLM.register(MotetConfig, MotetForCausalLM, exist_ok=True)

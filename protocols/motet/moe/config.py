@@ -1,0 +1,92 @@
+"""What a composite is made of, as transformers keeps it in `config.json`.
+
+Guarantees: the anchor's own configuration is kept whole, so that its sizes, its rotary parameters and its special
+tokens are read from one place; expert 0 is always the anchor; names are unique.
+
+    config = MotetConfig(anchor_config=anchor.config, expert_names=["anchor", "math"], contributions=["sha256:..."])
+    config.hidden_size == config.anchor_config.hidden_size
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from motet.protocols.errors import AssemblyError
+
+ANCHOR = "anchor"
+"""The name of expert 0 in every composite: the anchor's own feed-forward network."""
+
+_DELEGATED = frozenset(
+    """bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
+    tie_word_embeddings use_cache vocab_size""".split()
+)
+
+
+class MotetConfig(PreTrainedConfig):
+    """A composite's configuration. Raises AssemblyError when its parts contradict each other.
+
+    anchor_config: the anchor's configuration, as an object or a mapping with its `model_type`.
+    expert_names: by expert id; the first is "anchor".
+    contributions: digests of experts 1, 2, ..., which identify an expert set by content.
+    top_k: experts per token, None for all that the request allows.
+    normalise_top_k: whether the gate weights of the chosen experts are scaled to sum to one.
+    """
+
+    model_type = "motet"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads it from the class
+    sub_configs_defaults = {"anchor_config": SubConfigSpec(config_class=AutoConfig, model_type="olmo2")}  # noqa: RUF012
+
+    anchor_config: dict[str, Any] | PreTrainedConfig | None = None
+    expert_names: list[str] | None = None
+    contributions: list[str] | None = None
+    top_k: int | None = None
+    normalise_top_k: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers passes what the file holds
+        self.expert_names = [ANCHOR] if self.expert_names is None else list(self.expert_names)
+        self.contributions = [] if self.contributions is None else list(self.contributions)
+        _check_experts(self.expert_names, self.contributions, self.top_k)
+        super().__post_init__(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Sizes and special tokens are the anchor's: caches, generation and the trainer ask the model's configuration."""
+        if name in _DELEGATED and "anchor_config" in self.__dict__:
+            return getattr(self.anchor_config, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The anchor's configuration: what sizes the caches and steers generation."""
+        return self.anchor  # the arguments only tell several text parts apart
+
+    @property
+    def anchor(self) -> PreTrainedConfig:
+        """The anchor's configuration as the object it has become."""
+        if not isinstance(self.anchor_config, PreTrainedConfig):
+            raise AssemblyError("saw no anchor configuration, wanted one with its model_type; name it as anchor_config")
+        return self.anchor_config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Expert names by expert id."""
+        return tuple(self.expert_names or ())
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts, the anchor included."""
+        return len(self.names)
+
+
+def _check_experts(names: list[str], contributions: list[str], top_k: int | None) -> None:
+    if not names or names[0] != ANCHOR or len(set(names)) != len(names):
+        raise AssemblyError(
+            f"saw expert_names {names}, wanted unique names of which the first is {ANCHOR!r}; rename them"
+        )
+    if len(contributions) != len(names) - 1:
+        raise AssemblyError(
+            f"saw {len(contributions)} contributions for {len(names)} expert_names, wanted one digest for every expert "
+            "but the anchor"
+        )
+    if top_k is not None and top_k < 1:
+        raise AssemblyError(f"saw top_k={top_k}, wanted at least 1, or None for every allowed expert")

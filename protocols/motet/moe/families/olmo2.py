@@ -1,0 +1,36 @@
+"""Olmo2 anchors: norms after attention and MLP, so that the MLP reads the raw residual stream."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Olmo2Model
+from transformers.models.olmo2.configuration_olmo2 import Olmo2Config
+from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2MLP
+
+from motet.moe.families.family import Family
+from motet.moe.mixture import Mixture
+
+
+class Olmo2MixtureLayer(Olmo2DecoderLayer):
+    """An Olmo2 decoder layer whose MLP is a mixture. `expert_mask` is (batch, experts) bool, or None for all."""
+
+    def __init__(self, config: Olmo2Config, layer_idx: int, mixture: Mixture) -> None:
+        super().__init__(config, layer_idx)
+        self.mlp = mixture
+
+    def forward(self, hidden_states: Tensor, *, expert_mask: Tensor | None = None, **attention: Any) -> Tensor:  # noqa: ANN401
+        attended, _ = self.self_attn(hidden_states=hidden_states, **attention)
+        hidden_states = hidden_states + self.post_attention_layernorm(attended)
+        mixed = self.mlp(hidden_states, expert_mask)
+        return hidden_states + self.post_feedforward_layernorm(mixed)
+
+
+OLMO2 = Family(
+    model_type="olmo2",
+    projections=("gate_proj", "up_proj", "down_proj"),
+    post_norm=True,
+    stock_type="flex_olmo",
+    base=Olmo2Model,
+    mlp=Olmo2MLP,
+    layer=Olmo2MixtureLayer,
+)
