@@ -32,7 +32,7 @@ from motet.moe.routing import RoutingRows
 from motet.protocols.errors import AssemblyError, ExpertSetError
 
 
-class MotetForCausalLM(PreTrainedModel, GenerationMixin):
+class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """A composite with a language-model head.
 
     `forward` and `generate` take, beyond what the anchor takes, `expert_mask` (batch, experts) bool or `expert_sets`
@@ -56,9 +56,9 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = _mixture_model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -73,7 +73,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):
         expert_sets: Sequence[str] | Sequence[Sequence[str]] | None = None,
         **kwargs: Any,  # noqa: ANN401 - what attention and loss functions take
     ) -> CausalLMOutputWithPast:
-        """input_ids (batch, seq) -> logits (batch, seq, vocabulary), and the loss when `labels` (batch, seq) are given."""
+        """input_ids (batch, seq) -> logits (batch, seq, vocabulary), and the loss given `labels` (batch, seq)."""
         rows = self._rows(input_ids, inputs_embeds)
         expert_mask = self._mask(rows, expert_mask, expert_sets)
         keys = set_keys(self.config.contributions or (), expert_mask, rows)
@@ -112,16 +112,16 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):
         expert_sets: Sequence[str] | Sequence[Sequence[str]] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """As transformers' generate. Mask or sets have one row per prompt, whatever the number of beams or sequences."""
+        """As transformers' generate. Mask or sets have a row per prompt, whatever the number of beams or sequences."""
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         rows = self._rows(prompts, kwargs.get("inputs_embeds"))
         chosen = self._mask(rows, expert_mask, expert_sets)
         if chosen is not None:
             kwargs["expert_mask"] = chosen  # a tensor, so that generate repeats it along with the prompts
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def expert_ffn(self, name: str) -> dict[str, Tensor]:
-        """One expert's tensors under the anchor's names. Raises ExpertSetError when the composite has no such expert."""
+        """One expert's tensors under the anchor's names. Raises ExpertSetError when there is no such expert."""
         if name not in self.config.names:
             raise ExpertSetError(f"saw unknown expert {name!r}; this composite has {', '.join(self.config.names)}")
         family, expert = family_of(self.config.anchor.model_type), self.config.names.index(name)
@@ -190,8 +190,8 @@ def compose(
         top_k=top_k,
         normalise_top_k=normalise_top_k,
         dtype=anchor_model.dtype,
-        attn_implementation=anchor_model.config._attn_implementation,
     )
+    config._attn_implementation = anchor_model.config._attn_implementation
     with torch.device("meta"):
         model = MotetForCausalLM(config)
     model.load_state_dict(_composed_state(anchor_model, experts, _prior_list(config, log_priors)), assign=True)
@@ -202,7 +202,8 @@ def compose(
         if isinstance(module, Router):
             module.requires_grad_(False)
     model.generation_config = copy.deepcopy(anchor_model.generation_config)
-    return model.train(anchor_model.training)
+    model.train(anchor_model.training)
+    return model
 
 
 def _prior_list(config: MotetConfig, log_priors: Mapping[str, float] | None) -> list[float]:
@@ -217,7 +218,7 @@ def _composed_state(
     anchor_model: PreTrainedModel, experts: Sequence[Expert], log_priors: list[float]
 ) -> dict[str, Tensor]:
     family, layers = family_of(anchor_model.config.model_type), range(anchor_model.config.num_hidden_layers)
-    state = dict(anchor_model.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = dict(anchor_model.named_parameters(remove_duplicate=False))
     wide = torch.float64 if anchor_model.dtype == torch.float64 else torch.float32
     for layer in layers:
         for name in family.ffn_names(layer):

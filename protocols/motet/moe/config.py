@@ -18,13 +18,15 @@ ANCHOR = "anchor"
 """The name of expert 0 in every composite: the anchor's own feed-forward network."""
 
 _DELEGATED = frozenset(
-    """bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
-    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
-    tie_word_embeddings use_cache vocab_size""".split()
+    (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
+        *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "initializer_range"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),
+    )
 )
 
 
-class MotetConfig(PreTrainedConfig):
+class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """A composite's configuration. Raises AssemblyError when its parts contradict each other.
 
     anchor_config: the anchor's configuration, as an object or a mapping with its `model_type`.
@@ -48,10 +50,10 @@ class MotetConfig(PreTrainedConfig):
         self.expert_names = [ANCHOR] if self.expert_names is None else list(self.expert_names)
         self.contributions = [] if self.contributions is None else list(self.contributions)
         _check_experts(self.expert_names, self.contributions, self.top_k)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        """Sizes and special tokens are the anchor's: caches, generation and the trainer ask the model's configuration."""
+        """Sizes and special tokens are the anchor's: caches, generation and trainers ask the model's configuration."""
         if name in _DELEGATED and "anchor_config" in self.__dict__:
             return getattr(self.anchor_config, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")

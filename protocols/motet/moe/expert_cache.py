@@ -8,7 +8,6 @@ by row, recognised by what the experts are (contribution digests), not by what t
 """
 
 from collections.abc import Sequence
-from functools import cache as remembered
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,7 @@ SetKeys = tuple[tuple[str, ...], ...]
 
 
 def set_keys(contributions: Sequence[str], expert_mask: Tensor | None, rows: int) -> SetKeys:
-    """What each row's expert set contains. `expert_mask` (rows, experts) has the anchor in column 0; None allows all."""
+    """What each row's expert set contains. `expert_mask` is (rows, experts), the anchor first; None allows all."""
     if expert_mask is None:
         return (tuple(sorted(contributions)),) * rows
     allowed = expert_mask[:, 1:].tolist()
@@ -86,14 +85,16 @@ class _Marked:
         return _restore, (type(self).__mro__[2], self.__dict__)
 
 
-@remembered
+_MARKED: dict[str, type[Cache]] = {}
+
+
 def _marked(kind: type[Cache]) -> type[Cache]:
-    """The subclass of `kind` that carries marks. Changing the class, not wrapping, keeps every isinstance check true."""
-    return type(f"Marked{kind.__name__}", (_Marked, kind), {})
+    """The subclass of `kind` that carries marks. To change the class, not to wrap, keeps isinstance checks true."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return _MARKED.setdefault(name, type(f"Marked{kind.__name__}", (_Marked, kind), {}))
 
 
 def _restore(kind: type[Cache], state: dict[str, Any]) -> Cache:
-    restored = kind.__new__(kind)
-    restored.__class__ = _marked(kind)
+    restored: Cache = object.__new__(_marked(kind))
     restored.__dict__.update(state)
     return restored

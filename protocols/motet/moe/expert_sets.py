@@ -96,7 +96,7 @@ def expert_mask_of(
 
 
 def mask_of_sets(known: Sequence[str], rows: int, expert_sets: Sequence[str] | Sequence[Sequence[str]]) -> Tensor:
-    """The mask (rows, experts) of one list of names for all rows, or of one list per row. Errors as `expert_mask_of`."""
+    """The mask (rows, experts) of one list of names for all rows, or one list per row. Errors as `expert_mask_of`."""
     sets = _per_row(expert_sets, rows)
     if len(sets) != rows:
         raise ExpertSetError(
@@ -134,10 +134,11 @@ def _require_known(known: Sequence[str], names: Sequence[str] | frozenset[str]) 
 def _checked(mask: Tensor, rows: int, experts: int) -> Tensor:
     if mask.dtype != torch.bool or tuple(mask.shape) != (rows, experts):
         raise ExpertSetError(
-            f"saw an expert_mask of shape {tuple(mask.shape)} and {mask.dtype}, wanted ({rows}, {experts}) and torch.bool"
+            f"saw an expert_mask of shape {tuple(mask.shape)} and {mask.dtype}, wanted ({rows}, {experts}) "
+            "and torch.bool: one row per prompt, one column per expert"
         )
     if not bool(mask[:, 0].all()):
         raise ExpertSetError(
-            "saw an expert_mask that rules out the anchor (column 0) in some row; the anchor always takes part: set it True"
+            "saw an expert_mask that rules out the anchor (column 0) in some row; it always takes part: set it True"
         )
     return mask

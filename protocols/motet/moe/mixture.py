@@ -62,7 +62,7 @@ class Router(nn.Linear):
         with torch.autocast(hidden.device.type, enabled=False):
             wide = hidden.to(self.weight.dtype)
             # One row at a time: a product with all rows at once rounds differently when one of them is gone.
-            rows = zip(self.weight.split(1), self.bias.split(1), strict=True)
+            rows = zip(self.weight.unsqueeze(1), self.bias.unsqueeze(1), strict=True)
             return torch.cat([functional.linear(wide, weight, bias) for weight, bias in rows], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -70,7 +70,8 @@ class Router(nn.Linear):
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        return super()._apply(widened, recurse)
+        super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class Mixture(nn.Module):
@@ -84,7 +85,7 @@ class Mixture(nn.Module):
         self.normalise = normalise
 
     def route(self, hidden: Tensor, expert_mask: Tensor | None = None) -> Tensor:
-        """The gate weights of hidden (batch, seq, hidden) under expert_mask (batch, experts): (batch * seq, experts)."""
+        """The gate weights of hidden (batch, seq, hidden) under a mask (batch, experts): (batch * seq, experts)."""
         batch, length, width = hidden.shape
         mask = None if expert_mask is None else expert_mask.to(hidden.device).repeat_interleave(length, dim=0)
         return gate_weights(self.router(hidden.reshape(batch * length, width)), mask, self.top_k, self.normalise)

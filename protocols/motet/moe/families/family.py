@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from motet.moe.mixture import Mixture
 
@@ -26,9 +27,9 @@ class Family:
     projections: tuple[str, ...]
     post_norm: bool
     stock_type: str
-    base: Callable[[PreTrainedConfig], PreTrainedModel]
-    mlp: Callable[[PreTrainedConfig], nn.Module]
-    layer: Callable[[PreTrainedConfig, int, Mixture], nn.Module]
+    base: Callable[[Any], PreTrainedModel]
+    mlp: Callable[[Any], nn.Module]
+    layer: Callable[[Any, int, Mixture], nn.Module]
 
     def ffn_names(self, layer: int) -> tuple[str, ...]:
         """The anchor's tensor names of one layer's feed-forward network."""

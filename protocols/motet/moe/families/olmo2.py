@@ -11,18 +11,24 @@ from motet.moe.families.family import Family
 from motet.moe.mixture import Mixture
 
 
-class Olmo2MixtureLayer(Olmo2DecoderLayer):
+class Olmo2MixtureLayer(Olmo2DecoderLayer):  # type: ignore[no-untyped-call]
     """An Olmo2 decoder layer whose MLP is a mixture. `expert_mask` is (batch, experts) bool, or None for all."""
 
     def __init__(self, config: Olmo2Config, layer_idx: int, mixture: Mixture) -> None:
         super().__init__(config, layer_idx)
-        self.mlp = mixture
+        self.mlp = mixture  # type: ignore[assignment]
 
-    def forward(self, hidden_states: Tensor, *, expert_mask: Tensor | None = None, **attention: Any) -> Tensor:  # noqa: ANN401
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        *,
+        expert_mask: Tensor | None = None,
+        **attention: Any,  # noqa: ANN401 - what the model hands to its attention
+    ) -> Tensor:
         attended, _ = self.self_attn(hidden_states=hidden_states, **attention)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
-        mixed = self.mlp(hidden_states, expert_mask)
-        return hidden_states + self.post_feedforward_layernorm(mixed)
+        mixed: Tensor = self.post_feedforward_layernorm(self.mlp(hidden_states, expert_mask))
+        return hidden_states + mixed
 
 
 OLMO2 = Family(
