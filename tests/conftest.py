@@ -1,0 +1,54 @@
+"""Anchors for tests: random, tiny, and real checkpoints in every other respect."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakeAnchor = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_anchor() -> MakeAnchor:
+    """`make_anchor(directory, seed=0, **sizes)` writes a random bf16 Olmo2 anchor with a byte-level tokenizer."""
+    import torch
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.set_num_threads(1)
+
+    def make(directory: Path, *, seed: int = 0, **sizes: int) -> Path:
+        tokenizer = byte_tokenizer()
+        tokenizer.save_pretrained(directory)
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} | sizes
+        config = Olmo2Config(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **shape,
+        )
+        torch.manual_seed(seed)
+        Olmo2ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def anchor_directory(make_anchor: MakeAnchor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny anchor shared by all tests of a session; never write into it."""
+    return make_anchor(tmp_path_factory.mktemp("anchor"))
+
+
+def byte_tokenizer():
+    """One token per byte, and one that opens, ends and pads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = ["<bos>", "<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
