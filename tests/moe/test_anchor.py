@@ -1,0 +1,73 @@
+"""The anchor that is loaded is the anchor that was asked for."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from motet.moe.anchor import Anchor
+from motet.protocols.errors import AnchorError, AnchorMismatch, StatisticsError
+
+
+def test_loads_model_tokenizer_and_feed_forward_tensors(anchor_directory):
+    anchor = Anchor.load(anchor_directory)
+    model = anchor.model()
+
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert list(anchor.ffn()) == [spec.name for spec in anchor.manifest.ffn()]
+    assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in anchor.ffn().items())
+    assert anchor.tokenizer().decode(anchor.tokenizer()("Grüße").input_ids) == "Grüße"
+
+
+def test_computes_in_the_dtype_asked_for(anchor_directory):
+    model = Anchor.load(anchor_directory).model(dtype=torch.float32)
+
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_accepts_the_expected_digest_and_refuses_others(anchor_directory):
+    digest = Anchor.load(anchor_directory).digest
+    assert Anchor.load(anchor_directory, expect=digest).digest == digest
+
+    other = "sha256:" + "0" * 64
+    with pytest.raises(AnchorMismatch, match=f"saw anchor {digest}.*wanted {other}.*fetch") as caught:
+        Anchor.load(anchor_directory, expect=other)
+    assert (caught.value.expected, caught.value.actual) == (other, digest)
+
+
+def test_reads_a_sharded_checkpoint(anchor_directory, tmp_path):
+    sharded = shutil.copytree(anchor_directory, tmp_path / "sharded")
+    (sharded / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(anchor_directory).save_pretrained(sharded, max_shard_size="20KB")
+
+    whole, parts = Anchor.load(anchor_directory), Anchor.load(sharded)
+    assert len(set(parts.files().values())) > 1
+    assert parts.digest == whole.digest
+    assert all(torch.equal(tensor, parts.ffn()[name]) for name, tensor in whole.ffn().items())
+
+
+def test_names_the_supported_architectures(anchor_directory, tmp_path):
+    directory = shutil.copytree(anchor_directory, tmp_path / "other")
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "gpt2"}
+    (directory / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(AnchorError, match=r"'gpt2'.*olmo2"):
+        Anchor.load(directory)
+
+
+def test_says_which_file_is_missing(tmp_path):
+    with pytest.raises(AnchorError, match=r"config\.json.*fetch the anchor again"):
+        Anchor.load(tmp_path)
+
+
+def test_names_an_unknown_tensor(anchor_directory):
+    with pytest.raises(AnchorError, match="saw no tensor lm_tail"):
+        Anchor.load(anchor_directory).tensor("lm_tail")
+
+
+def test_wants_its_statistics_beside_it(anchor_directory):
+    with pytest.raises(StatisticsError, match=r"statistics\.safetensors"):
+        Anchor.load(anchor_directory).statistics()
