@@ -1,0 +1,221 @@
+"""Bits per byte: what a model needs to write a text down, whatever its tokens.
+
+Every token of a document is scored exactly once, in windows that each open with the tokenizer's BOS (or EOS) token
+and see nothing before it; the loss is taken in float32 and summed in float64. A short document's padding is masked.
+
+    score = score(model, tokenizer, documents, sequence_length=256)
+    bits_per_byte(score)
+    rows = score_rows(Path("composite"), documents, sequence_length=256)   # "anchor", "expert:medicine", ...
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from motet.moe.composite import MotetForCausalLM
+from motet.moe.config import ANCHOR
+from motet.protocols.contribution import Score
+from motet.protocols.errors import AssemblyError, DataError
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the documents that the variance is estimated from."""
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Windows:
+    """Documents cut into windows, prepared once and scored under many models.
+
+    `batches` holds (ids, labels, document) with ids and labels (batch, seq) and document (batch,), the index of the
+    document that each window belongs to; labels are `IGNORED` where nothing is scored. `sizes` are the documents'
+    lengths in UTF-8 bytes.
+    """
+
+    batches: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    sizes: tuple[int, ...]
+
+
+def windows_of(
+    tokenizer: Any,  # noqa: ANN401 - transformers is untyped
+    documents: Sequence[str],
+    *,
+    sequence_length: int,
+    batch_size: int = 16,
+) -> Windows:
+    """Tokenize and cut: windows of at most `sequence_length` tokens, the opening one included, of like length together.
+
+    Raises:
+        DataError: there is no document, or one is empty.
+    """
+    sizes = tuple(len(document.encode()) for document in documents)
+    if not sizes or not all(sizes):
+        raise DataError(f"saw {len(sizes)} documents to score, {sizes.count(0)} of them empty; wanted text in each")
+    opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    step = sequence_length - 1
+    windows = [
+        (document, [opening, *tokens[start : start + step]])
+        for document, tokens in enumerate(encoded)
+        for start in range(0, len(tokens), step)
+    ]
+    windows.sort(key=lambda window: -len(window[1]))
+    batches = tuple(
+        _padded(windows[start : start + batch_size], opening) for start in range(0, len(windows), batch_size)
+    )
+    return Windows(batches=batches, sizes=sizes)
+
+
+def score_windows(model: PreTrainedModel, windows: Windows, **forward: Any) -> Score:  # noqa: ANN401
+    """The summed loss of `windows` under `model`; `forward` goes to every forward pass, for example `expert_sets`."""
+    nats = torch.zeros(len(windows.sizes), dtype=torch.float64)
+    with torch.inference_mode():
+        for ids, labels, document in windows.batches:
+            nats.index_add_(0, document, _window_nats(model, ids, labels, forward))
+    return _summed(nats, torch.tensor(windows.sizes, dtype=torch.float64))
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: Any,  # noqa: ANN401
+    documents: Sequence[str],
+    *,
+    sequence_length: int,
+    batch_size: int = 16,
+    **forward: Any,  # noqa: ANN401
+) -> Score:
+    """The summed loss of `documents` under `model`; raises DataError when there is nothing to score."""
+    windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size)
+    return score_windows(model, windows, **forward)
+
+
+def bits_per_byte(score: Score) -> float:
+    """Bits per UTF-8 byte."""
+    return score.nats / math.log(2) / score.bytes
+
+
+def score_rows(
+    composite: Path,
+    documents: Sequence[str],
+    *,
+    sequence_length: int,
+    batch_size: int = 16,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_row: Callable[[str], None] = lambda row: None,
+) -> dict[str, Score]:
+    """Every row of the report for one text; the composite is loaded once, and its tensors serve all rows.
+
+    Rows: "anchor"; "expert:NAME", that expert's feed-forward networks in place of the anchor's; "soup", the mean of all
+    experts'; "composite"; "composite-without:NAME". `on_row` is told each row before it is scored.
+
+    Raises:
+        AssemblyError: the folder holds no composite.
+        DataError: there is nothing to score.
+    """
+    model = _load(composite, dtype)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
+    windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size)
+    rows = {}
+    for row, scored in _rows(model, windows):
+        on_row(row)
+        rows[row] = scored()
+    return rows
+
+
+def dense_model(composite: MotetForCausalLM, ffn: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The anchor's architecture with `ffn` as its feed-forward networks and the composite's tensors for all else."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(composite.config.anchor)  # type: ignore[no-untyped-call]
+    state = composite.state_dict()
+    shared = {name: state[name] for name in model.state_dict() if name not in ffn}
+    model.load_state_dict(shared | dict(ffn), assign=True)
+    for name, buffer in composite.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+    model.train(False)
+    return model
+
+
+def _load(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
+    try:
+        model: MotetForCausalLM = MotetForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise AssemblyError(f"cannot load a composite from {directory}: {error}; fetch or assemble it again") from error
+    model.train(False)
+    return model
+
+
+def _rows(model: MotetForCausalLM, windows: Windows) -> Iterator[tuple[str, Callable[[], Score]]]:
+    """Row names, and what scores them."""
+    ffns = {name: model.expert_ffn(name) for name in model.config.names}
+    closed = [name for name in model.config.names if name != ANCHOR]
+    dense = {"anchor": ffns[ANCHOR], **{f"expert:{name}": ffns[name] for name in closed}}
+    if closed:
+        stored = _stored_dtype(model)
+        dense["soup"] = _mean([ffns[name] for name in closed], stored)
+    for row, ffn in dense.items():
+        yield row, partial(_score_dense, model, ffn, windows)
+    yield "composite", partial(score_windows, model, windows)
+    for name in closed:
+        others = [ANCHOR, *(other for other in closed if other != name)]
+        yield f"composite-without:{name}", partial(score_windows, model, windows, expert_sets=others)
+
+
+def _score_dense(model: MotetForCausalLM, ffn: Mapping[str, Tensor], windows: Windows) -> Score:
+    return score_windows(dense_model(model, ffn), windows)
+
+
+def _stored_dtype(model: MotetForCausalLM) -> torch.dtype:
+    """The dtype that experts are stored in, whatever the model was loaded as."""
+    stored = model.config.anchor.dtype
+    return getattr(torch, stored) if isinstance(stored, str) else stored or torch.float32
+
+
+def _mean(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype) -> dict[str, Tensor]:
+    """The uniform soup, rounded to the dtype that experts are stored in, as `experts.soup` has it."""
+    return {
+        name: torch.stack([ffn[name].float() for ffn in ffns]).mean(dim=0).to(stored).to(tensor.dtype)
+        for name, tensor in ffns[0].items()
+    }
+
+
+def _padded(windows: Sequence[tuple[int, list[int]]], filler: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded: attention is causal, so that no scored token sees the padding."""
+    width = max(len(tokens) for _, tokens in windows)
+    ids = torch.full((len(windows), width), filler)
+    labels = torch.full((len(windows), width), IGNORED)
+    for row, (_, tokens) in enumerate(windows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, 1 : len(tokens)] = torch.tensor(tokens[1:])
+    return ids, labels, torch.tensor([document for document, _ in windows])
+
+
+def _window_nats(model: PreTrainedModel, ids: Tensor, labels: Tensor, forward: Mapping[str, Any]) -> Tensor:
+    """The summed loss of each window, float64 on the CPU: (batch,)."""
+    logits = model(input_ids=ids.to(model.device), use_cache=False, **forward).logits[:, :-1]
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), labels[:, 1:].to(model.device), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.double().sum(dim=1).cpu()
+
+
+def _summed(nats: Tensor, sizes: Tensor) -> Score:
+    """Sums over documents, and the variance of their ratio under resampling with a fixed seed."""
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(nats), (RESAMPLES, len(nats)), generator=draw)
+    resampled = nats[chosen].sum(dim=1) / sizes[chosen].sum(dim=1) / math.log(2)
+    return Score(
+        nats=float(nats.sum()),
+        bytes=int(sizes.sum()),
+        documents=len(nats),
+        bits_per_byte_variance=float(resampled.var(correction=0)),
+    )
