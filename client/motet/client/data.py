@@ -24,7 +24,7 @@ from motet.protocols.canonical import digest_of, file_digest
 from motet.protocols.errors import DataError
 from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 
-PART_BYTES = 8192
+PART_BYTES = 4096
 """Longer text files are cut, at blank lines where they can be, into documents of about this size."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
