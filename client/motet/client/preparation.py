@@ -1,0 +1,99 @@
+"""What an expert is trained from: the pinned anchor, both texts, and the routing rows of the owner's text.
+
+Everything is checked against the charter before hours are spent on it. The statistics of the owner's text are
+measured once and kept in the home; like the text, they never leave it. The rows made from them do.
+
+    material = prepare(OwnerHome.load(Path("owner")))
+    material.rows, material.corpus.held_out
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from motet.client.data import Corpus, load_corpus, load_public
+from motet.client.owner import OwnerHome
+from motet.moe.anchor import STATISTICS_FILE, Anchor
+from motet.moe.routing import RoutingRows, lda_rows
+from motet.moe.statistics import Statistics, measure
+from motet.protocols.canonical import digest_of, file_digest, hex_of
+from motet.protocols.charter import RoutingRules
+from motet.protocols.errors import StatisticsError
+
+MEASURED_TOKENS = 1 << 20
+"""Tokens of the owner's text that its statistics are measured on, at most."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Material:
+    """All that training needs, checked. `name` is the expert's; `digest` names what determines the result."""
+
+    name: str
+    charter: str
+    anchor: Anchor
+    corpus: Corpus
+    public: Corpus
+    rows: RoutingRows
+    routing: RoutingRules
+    public_share: float
+
+    @property
+    def digest(self) -> str:
+        """The digest of the charter, which pins anchor, statistics and public text, and of the owner's text."""
+        return digest_of({"charter": self.charter, "corpus": self.corpus.digest})
+
+
+def open_anchor(home: OwnerHome) -> Anchor:
+    """The anchor in the home, read and checked against the charter.
+
+    Raises:
+        AnchorError: it is missing or damaged.
+        AnchorMismatch: it is not the one that the charter pins.
+    """
+    return Anchor.load(home.anchor, expect=home.charter.anchor.digest)
+
+
+def prepare(home: OwnerHome) -> Material:
+    """Load, check, measure, and make the rows.
+
+    Raises:
+        AnchorError, StatisticsError, DataError: something is missing, damaged or not what the charter pins.
+    """
+    anchor = open_anchor(home)
+    corpus = load_corpus(home.config.data, home.path)
+    public = load_public(home.public_text, expect=home.charter.anchor.public_text)
+    own = _own_statistics(anchor, corpus, home.work / "statistics")
+    return Material(
+        name=home.config.name,
+        charter=home.charter.digest,
+        anchor=anchor,
+        corpus=corpus,
+        public=public,
+        rows=lda_rows(own, _public_statistics(anchor, home)),
+        routing=home.charter.routing,
+        public_share=home.charter.training.public_share,
+    )
+
+
+def _public_statistics(anchor: Anchor, home: OwnerHome) -> Statistics:
+    path = home.anchor / STATISTICS_FILE
+    wanted = home.charter.anchor.statistics
+    statistics = anchor.statistics()
+    if (actual := file_digest(path)) != wanted:
+        raise StatisticsError(
+            f"saw public statistics {actual} at {path}, wanted {wanted} as in the charter; fetch them"
+        )
+    return statistics
+
+
+def _own_statistics(anchor: Anchor, corpus: Corpus, folder: Path) -> Statistics:
+    key = digest_of({"anchor": anchor.digest, "corpus": corpus.digest, "tokens": MEASURED_TOKENS})
+    path = folder / f"{hex_of(key)}.safetensors"
+    if path.exists():
+        return Statistics.load(path, expect=anchor.digest)
+    _log.info("measuring the text's statistics on the anchor")
+    statistics = measure(anchor, corpus.train, max_tokens=MEASURED_TOKENS)
+    statistics.save(path)
+    return statistics

@@ -1,0 +1,234 @@
+"""Training an expert: a copy of the anchor's feed-forward networks, learning beside the frozen originals.
+
+The model is the two-expert composite that the expert will later be part of: anchor and expert weighed by the frozen
+routing rows (FlexOlmo, arXiv 2507.07024, section 3; rows in closed form). Only the expert's matrices are trained, on
+packed sequences of own text and the charter's share of public text.
+
+Guarantees: killed at any step and started again, training ends with the very weights of an uninterrupted run (on a
+CPU; GPUs add in varying order); a checkpoint is never made of a loss or gradient that is not finite.
+
+    material = prepare(home)                                  # anchor, text, statistics, rows
+    trained = train(material, home.config.training, folder, on_progress=show)
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from motet.client.batches import Batches, pack
+from motet.client.checkpoints import Checkpoints
+from motet.client.owner import TrainingConfig
+from motet.client.preparation import Material
+from motet.moe.composite import MotetForCausalLM, compose
+from motet.moe.config import ANCHOR
+from motet.moe.experts import Expert
+from motet.moe.routing import RoutingRows
+from motet.protocols.canonical import digest_of
+from motet.protocols.contribution import TrainingRecord
+from motet.protocols.errors import TrainingError
+
+LAST_RATE = 0.1
+"""The learning rate at the end, as a share of the peak."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far training is. `loss` is in nats per token, over the last step; speed since this process began."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainedExpert:
+    """What training made: `ffn` under the anchor's names in float32 on the CPU, not rounded yet."""
+
+    ffn: Mapping[str, Tensor]
+    rows: RoutingRows
+    record: TrainingRecord
+
+
+def train(
+    material: Material,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainedExpert | None:
+    """Train, or go on from the checkpoint in `folder`.
+
+    Args:
+        material: from `prepare`.
+        config: the `[training]` table of owner.toml.
+        folder: where checkpoints are kept; finished training is read from there, not repeated.
+        on_progress: told after every step.
+        should_stop: asked before every step; True ends with a checkpoint.
+
+    Returns:
+        The expert, or None when it was asked to stop first.
+
+    Raises:
+        TrainingError: the loss or its gradient is no longer finite, or a checkpoint is damaged.
+        StorageError: the disk is full.
+    """
+    torch.set_num_threads(config.threads)
+    run = _Run.start(material, config, folder)
+    while run.step < config.steps:
+        if should_stop():
+            run.save()
+            _log.info("stopped after step %d of %d; a checkpoint is kept", run.step, config.steps)
+            return None
+        on_progress(run.advance())
+    return TrainedExpert(
+        ffn={name: parameter.detach().cpu() for name, parameter in run.parameters.items()},
+        rows=material.rows,
+        record=_record(material, config, run.batches),
+    )
+
+
+def expert_model(
+    material: Material, *, checkpointing: bool = False
+) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
+    """The two-expert composite in float32, all frozen but the expert's parameters, which start as the anchor's."""
+    anchor = material.anchor.model(dtype=torch.float32)
+    anchor.requires_grad_(False)
+    parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.anchor.ffn().items()}
+    expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
+    priors = {ANCHOR: material.routing.log_prior_anchor, material.name: material.routing.log_prior_expert}
+    model = compose(anchor, [expert], log_priors=priors)
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    return model, parameters
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up to the peak, then half a cosine down to `LAST_RATE` of it at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / (config.warmup + 1)
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Run:
+    """A training under way: `step` steps are done."""
+
+    config: TrainingConfig
+    accelerator: Any
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    checkpoints: Checkpoints
+    step: int
+    began: float
+    tokens: int = 0
+
+    @classmethod
+    def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
+        accelerator = _accelerator(config)
+        model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing)
+        prepared = accelerator.prepare_model(model)
+        optimizer = torch.optim.AdamW(
+            parameters.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
+        step = checkpoints.restore(parameters, optimizer)
+        _log.info("training from step %d of %d on %s", step, config.steps, accelerator.device)
+        return cls(
+            config=config,
+            accelerator=accelerator,
+            model=prepared,
+            parameters=parameters,
+            optimizer=optimizer,
+            batches=_batches(material, config),
+            checkpoints=checkpoints,
+            step=step,
+            began=time.monotonic(),
+        )
+
+    def advance(self) -> Progress:
+        """Do one step."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # for anchors with dropout
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = sum(self._backward(ids.to(self.accelerator.device)) for ids in self.batches.at(self.step))
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"step {self.step + 1} of {self.config.steps}: saw a loss of {loss:.4g} with a gradient of norm "
+                f"{float(norm):.4g}, wanted finite numbers; the last good checkpoint is kept: lower learning_rate "
+                "under [training] and start again"
+            )
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += self.batches.tokens_per_step
+        if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            self.save()
+        speed = self.tokens / (time.monotonic() - self.began)
+        return Progress(step=self.step, steps=self.config.steps, loss=loss, tokens_per_second=speed)
+
+    def save(self) -> None:
+        """Keep a checkpoint; before the first step there is nothing to keep."""
+        if self.step:
+            self.checkpoints.save(self.step, self.parameters, self.optimizer)
+
+    def _backward(self, ids: Tensor) -> float:
+        """Accumulate one forward pass's share of the gradient; ids (batch, seq + 1) -> its share of the loss."""
+        logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, seq, vocabulary)
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()) / self.batches.accumulation
+        self.accelerator.backward(loss)
+        return float(loss.detach())
+
+
+def fingerprint(material: Material, config: TrainingConfig) -> str:
+    """Names everything that determines the expert; how often it is saved does not."""
+    settings = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    return digest_of({"schema": "motet.training/1", "material": material.digest, "settings": settings})
+
+
+def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+    if config.device not in ("auto", "cpu"):
+        torch.accelerator.set_device_index(torch.device(config.device).index or 0)
+    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and not on_cpu)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
+
+
+def _batches(material: Material, config: TrainingConfig) -> Batches:
+    tokenizer = material.anchor.tokenizer()
+    return Batches(
+        own=pack(tokenizer, material.corpus.train, config.sequence_length),
+        public=pack(tokenizer, material.public.train, config.sequence_length),
+        public_share=material.public_share,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        seed=config.seed,
+    )
+
+
+def _record(material: Material, config: TrainingConfig, batches: Batches) -> TrainingRecord:
+    return TrainingRecord(
+        steps=config.steps,
+        tokens=config.steps * batches.tokens_per_step,
+        documents=len(material.corpus.train),
+        held_out_documents=len(material.corpus.held_out),
+        seed=config.seed,
+        public_share=material.public_share,
+    )
