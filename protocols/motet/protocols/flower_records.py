@@ -7,29 +7,19 @@ A document travels as its canonical JSON under one key, so that nothing depends 
 update is an opaque array of bytes, which Flower sends in chunks of 5 MB.
 """
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from motet.protocols.documents import Document
 from motet.protocols.errors import DocumentError
+from motet.protocols.jobs import InlineUpdate
 
 D = TypeVar("D", bound=Document)
 
 _DOCUMENT = "motet"
 _INLINE = "inline"
 _OPAQUE = "motet.bytes"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InlineUpdate:
-    """A contribution that rides in a reply."""
-
-    manifest: bytes
-    """The signed contribution, JSON."""
-    update: bytes
-    """The update's file."""
 
 
 def pack(document: Document, inline: InlineUpdate | None = None) -> RecordDict:

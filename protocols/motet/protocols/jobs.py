@@ -6,6 +6,7 @@
 A job's name is a digest of the request, so asking twice, by two runs or after a crash, is asking once.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -33,6 +34,16 @@ class StatusQuery(Document):
     """The contribution whose bytes should ride in the answer; None asks for none."""
     receipts: tuple[Signed, ...] = Field(default=(), max_length=8)
     """Signed receipts for contributions that came inline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InlineUpdate:
+    """A small contribution that rides in the answer to a status query."""
+
+    manifest: bytes
+    """The signed contribution, JSON."""
+    update: bytes
+    """The update's file."""
 
 
 def kind_of(request: Request) -> JobKind:

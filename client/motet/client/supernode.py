@@ -1,0 +1,133 @@
+"""The owner's SuperNode: how it is started, and kept running.
+
+    node = SuperNode(home=home, owner=key.public, key=home / "keys/flower", superlink="host:8000", authority=ca)
+    raise SystemExit(supervise(node.command, node.environment()))
+
+A SuperNode that was killed cannot come back at once: until its last heartbeat runs out, about a minute, the SuperLink
+refuses the same key and the process exits (Flower's code 305). So it is restarted with a back-off, for ever; SIGTERM
+and SIGINT are passed on and end both.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from motet.protocols.flower_home import flower_environment, free_port
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 8.0
+STEADY_SECONDS = 30.0
+"""A process that lived so long starts over with the shortest pause."""
+GRACE_SECONDS = 8.0
+"""How long a process may take to end after it was asked to."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuperNode:
+    """One owner's `flower-supernode`."""
+
+    home: Path
+    owner: str
+    """The owner's public key."""
+    key: Path
+    """The P-384 private key (OpenSSH) that authenticates the node."""
+    superlink: str
+    """host:port of the SuperLink's Fleet API, or of the proxy in front of it."""
+    authority: Path
+    """PEM file of the CA that the SuperLink's certificate chains to."""
+
+    def command(self) -> list[str]:
+        """The command line; its own runtime API gets a port of the loopback that is free now."""
+        settings = {"motet-home": str(self.home), "motet-owner": self.owner}
+        return [
+            str(self.home / "flower" / "bin" / "flower-supernode"),
+            *("--superlink", self.superlink),
+            *("--root-certificates", str(self.authority)),
+            *("--auth-supernode-private-key", str(self.key)),
+            *("--host", "127.0.0.1", "--port", str(free_port())),
+            *("--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())),
+        ]
+
+    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment to start it in."""
+        return flower_environment(self.home, base)
+
+
+def supervise(command: Callable[[], Sequence[str]], environment: Mapping[str, str]) -> int:
+    """Run a command, start it again whenever it ends, and end it on SIGTERM or SIGINT; call from the main thread.
+
+    Args:
+        command: makes the command line anew for every start.
+        environment: for the command.
+
+    Returns:
+        0, once a signal has ended it.
+    """
+    wishes: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        wishes.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    pause = FIRST_PAUSE_SECONDS
+    try:
+        while not wishes:
+            started = time.monotonic()
+            code = _run_once(command(), environment, wishes)
+            if wishes:
+                break
+            pause = FIRST_PAUSE_SECONDS if time.monotonic() - started > STEADY_SECONDS else pause
+            logger.warning("the SuperNode ended with code %s; starting it again in %.0f s", code, pause)
+            _sleep(pause, wishes)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _run_once(command: Sequence[str], environment: Mapping[str, str], wishes: list[int]) -> int:
+    child = subprocess.Popen(  # noqa: S603 - our own command
+        command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+    )
+    try:
+        while child.poll() is None and not wishes:
+            time.sleep(0.1)
+        if child.poll() is None:
+            _signal_group(child, wishes[0])
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_SECONDS)
+    finally:
+        _signal_group(child, signal.SIGKILL)  # its SuperExec and ClientApp too, whoever ended it
+        child.wait()
+    return child.returncode
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+def _sleep(seconds: float, wishes: list[int]) -> None:
+    deadline = time.monotonic() + seconds
+    while not wishes and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
