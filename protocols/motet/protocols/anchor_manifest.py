@@ -1,6 +1,6 @@
 """What an anchor is: its tensors, configuration and tokenizer, and the one digest that names them all.
 
-Reads safetensors headers and streams their bytes through SHA-256: no torch, no tensor in memory. Single and
+Reads safetensors headers and streams their bytes through SHA-256, never a tensor in memory. Single and
 sharded checkpoints of the same tensors have the same digest, and so do configurations that differ only in
 who saved them and when.
 
@@ -9,20 +9,24 @@ who saved them and when.
     manifest.ffn()           # what an expert's update must match, tensor by tensor
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from motet.moe.tensor_files import TensorReader, TensorSpec
 from motet.protocols.canonical import Digest, digest_of, file_digest
 from motet.protocols.documents import Document, Strict
 from motet.protocols.errors import AnchorError, TensorFileError
+
+if TYPE_CHECKING:
+    from motet.moe.tensor_files import TensorSpec
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 TOKENIZER_FILES = (
@@ -57,6 +61,8 @@ class AnchorTensor(Strict):
     @property
     def spec(self) -> TensorSpec:
         """Name, dtype and shape alone."""
+        from motet.moe.tensor_files import TensorSpec  # late: importing motet.moe loads torch
+
         return TensorSpec(name=self.name, dtype=self.dtype, shape=self.shape)
 
 
@@ -165,6 +171,8 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def _tensors(files: Iterable[Path]) -> Iterable[AnchorTensor]:
+    from motet.moe.tensor_files import TensorReader  # late: importing motet.moe loads torch
+
     for path in files:
         with TensorReader(path) as reader:
             for spec in reader.specs:
