@@ -1,0 +1,132 @@
+"""The store of admitted experts: one folder each, named by the contribution's digest.
+
+Guarantees that `expert.safetensors` is there whole or not at all, was made from the update by the definition of an
+expert (`motet.moe.experts.materialise_file`) in a child process with capped memory, and that what no ledger entry
+speaks of is cleared away, but never under the hands of a process that is admitting.
+
+    store = ExpertStore(home.experts_directory)
+    with store.admitting():
+        store.materialise(contribution_digest, update, home.path, anchor=charter.anchor.digest)
+    store.file_of(contribution_digest)
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from motet.coordinator.inspection import limit_resources, run_child
+from motet.protocols.canonical import hex_of, storage_errors, sync_directory
+from motet.protocols.errors import AdmissionRefused, MotetError, StorageError
+
+MEMORY_BYTES = 2 << 30
+"""Private memory of the child: about 250 MB are used, nearly all of them by importing torch."""
+SECONDS, BYTES_PER_SECOND = 300, 5 << 20
+
+_EXPERT = "expert.safetensors"
+
+
+class ExpertStore:
+    """The folder of materialised experts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with storage_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def file_of(self, contribution: str) -> Path:
+        """Where a contribution's expert lies, or would lie."""
+        return self.directory / hex_of(contribution) / _EXPERT
+
+    def materialise(self, contribution: str, update: Path, home: Path, *, anchor: str) -> Path:
+        """Make the store file of an examined update; does nothing if it is there.
+
+        Raises:
+            AdmissionRefused: the expert is not finite in the anchor's dtype, or making it met the child's caps.
+            StorageError: the disk is full; what is there is kept.
+        """
+        target = self.file_of(contribution)
+        if target.exists():
+            return target
+        with storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.directory)
+        seconds = SECONDS + update.stat().st_size // BYTES_PER_SECOND
+        answer = run_child("motet.coordinator.store", [str(home), anchor, str(update), str(target)], seconds=seconds)
+        _raise_what_it_says(json.loads(answer))
+        return target
+
+    def remove(self, contribution: str) -> None:
+        """Delete a contribution's expert, if it is there."""
+        shutil.rmtree(self.file_of(contribution).parent, ignore_errors=True)
+        sync_directory(self.directory)
+
+    @contextmanager
+    def admitting(self) -> Iterator[None]:
+        """While open, in any process, nothing is cleared away."""
+        with self._lock(fcntl.LOCK_SH):
+            yield
+
+    def clear(self, keep: Callable[[], set[str]]) -> list[str]:
+        """Remove what is not among the contributions that `keep` returns; nothing while somebody is admitting.
+
+        Returns:
+            The hexadecimal names of what was removed.
+        """
+        try:
+            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                kept = {hex_of(contribution) for contribution in keep()}
+                orphans = [path.name for path in self.directory.iterdir() if path.is_dir() and path.name not in kept]
+                for name in orphans:
+                    shutil.rmtree(self.directory / name, ignore_errors=True)
+                return orphans
+        except BlockingIOError:
+            return []
+
+    @contextmanager
+    def _lock(self, operation: int) -> Iterator[None]:
+        path = self.directory.with_name(self.directory.name + ".lock")
+        with storage_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, operation)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _raise_what_it_says(answer: dict[str, str]) -> None:
+    if answer.get("error") == "StorageError":
+        raise StorageError(answer["message"])
+    if "error" in answer:
+        raise AdmissionRefused(f"refused (not-an-expert): {answer['message']}", reason="not-an-expert")
+
+
+def main() -> None:
+    """The child: `home anchor update target`; what went wrong, if anything, as JSON on standard output."""
+    home, anchor, update, target = sys.argv[1:]
+    limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + Path(update).stat().st_size // BYTES_PER_SECOND)
+    try:
+        _materialise(Path(home), anchor, Path(update), Path(target))
+    except MotetError as error:
+        sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    else:
+        sys.stdout.write("{}")
+
+
+def _materialise(home: Path, anchor: str, update: Path, target: Path) -> None:
+    import torch
+
+    from motet.coordinator.home import unread_anchor
+    from motet.moe.experts import materialise_file
+
+    torch.set_num_threads(1)
+    materialise_file(update, unread_anchor(home, expect=anchor), target)
+
+
+if __name__ == "__main__":
+    main()
