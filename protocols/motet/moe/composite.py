@@ -180,6 +180,7 @@ def compose(
 
     Nothing is copied: the composite's parameters are the anchor's own, and the experts' tensors as given (an
     `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in). The router is frozen.
+    `top_k` is the number of experts per token, None for all that are allowed.
     `log_priors` are in nats by expert name, zero where absent. Raises AssemblyError when an expert does not fit.
     """
     experts = sorted(experts, key=lambda expert: expert.contribution)
@@ -187,20 +188,17 @@ def compose(
         anchor_config=copy.deepcopy(anchor_model.config),
         expert_names=[ANCHOR, *(expert.name for expert in experts)],
         contributions=[expert.contribution for expert in experts],
-        top_k=top_k,
+        experts_per_token=top_k,
         normalise_top_k=normalise_top_k,
         dtype=anchor_model.dtype,
     )
     config._attn_implementation = anchor_model.config._attn_implementation
     with torch.device("meta"):
         model = MotetForCausalLM(config)
-    model.load_state_dict(_composed_state(anchor_model, experts, _prior_list(config, log_priors)), assign=True)
+    _adopt(model, _composed_state(anchor_model, experts, _prior_list(config, log_priors)))
     for name, buffer in anchor_model.named_buffers():
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
-    for module in model.modules():
-        if isinstance(module, Router):
-            module.requires_grad_(False)
     model.generation_config = copy.deepcopy(anchor_model.generation_config)
     model.train(anchor_model.training)
     return model
@@ -228,8 +226,17 @@ def _composed_state(
                 state[expert_tensor_name(name, number)] = _fitting(expert, name, own)
         tensors = router_tensors([one.rows for one in experts], layer, log_priors, anchor_model.config.hidden_size)
         for name, tensor in zip(router_tensor_names(layer), tensors, strict=True):
-            state[name] = tensor.to(device=anchor_model.device, dtype=wide)
+            moved = tensor.to(device=anchor_model.device, dtype=wide)
+            state[name] = nn.Parameter(moved, requires_grad=False)
     return state
+
+
+def _adopt(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts these very tensors in place of the model's. `load_state_dict` would overwrite their `requires_grad`."""
+    for name in [name for name, _ in model.named_parameters(remove_duplicate=False)]:
+        owner, _, leaf = name.rpartition(".")
+        tensor = state[name]
+        setattr(model.get_submodule(owner), leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
 
 
 def _fitting(expert: Expert, name: str, own: Tensor) -> Tensor:
@@ -256,7 +263,7 @@ def _mixture_model(config: MotetConfig) -> PreTrainedModel:
 def _mixture(config: MotetConfig, family: Family) -> Mixture:
     experts = [family.mlp(config.anchor) for _ in config.names]
     router = Router(config.hidden_size, config.num_experts)
-    return Mixture(experts, router, top_k=config.top_k, normalise=config.normalise_top_k)
+    return Mixture(experts, router, top_k=config.experts_per_token, normalise=config.normalise_top_k)
 
 
 AutoConfig.register(MotetConfig.model_type, MotetConfig, exist_ok=True)

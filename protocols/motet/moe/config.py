@@ -32,7 +32,8 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     anchor_config: the anchor's configuration, as an object or a mapping with its `model_type`.
     expert_names: by expert id; the first is "anchor".
     contributions: digests of experts 1, 2, ..., which identify an expert set by content.
-    top_k: experts per token, None for all that the request allows.
+    experts_per_token: the router's top k, None for all that the request allows. (A key named `top_k` would be taken
+    for a sampling parameter by transformers and end up in the generation configuration.)
     normalise_top_k: whether the gate weights of the chosen experts are scaled to sum to one.
     """
 
@@ -43,13 +44,15 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     anchor_config: dict[str, Any] | PreTrainedConfig | None = None
     expert_names: list[str] | None = None
     contributions: list[str] | None = None
-    top_k: int | None = None
+    experts_per_token: int | None = None
     normalise_top_k: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers passes what the file holds
+        if "top_k" in kwargs:
+            raise AssemblyError("saw top_k in a composite's configuration, wanted experts_per_token; rename it")
         self.expert_names = [ANCHOR] if self.expert_names is None else list(self.expert_names)
         self.contributions = [] if self.contributions is None else list(self.contributions)
-        _check_experts(self.expert_names, self.contributions, self.top_k)
+        _check_experts(self.expert_names, self.contributions, self.experts_per_token)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -80,7 +83,7 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return len(self.names)
 
 
-def _check_experts(names: list[str], contributions: list[str], top_k: int | None) -> None:
+def _check_experts(names: list[str], contributions: list[str], experts_per_token: int | None) -> None:
     if not names or names[0] != ANCHOR or len(set(names)) != len(names):
         raise AssemblyError(
             f"saw expert_names {names}, wanted unique names of which the first is {ANCHOR!r}; rename them"
@@ -90,5 +93,7 @@ def _check_experts(names: list[str], contributions: list[str], top_k: int | None
             f"saw {len(contributions)} contributions for {len(names)} expert_names, wanted one digest for every expert "
             "but the anchor"
         )
-    if top_k is not None and top_k < 1:
-        raise AssemblyError(f"saw top_k={top_k}, wanted at least 1, or None for every allowed expert")
+    if experts_per_token is not None and experts_per_token < 1:
+        raise AssemblyError(
+            f"saw experts_per_token={experts_per_token}, wanted at least 1, or None for every allowed expert"
+        )
