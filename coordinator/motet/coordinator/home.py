@@ -15,39 +15,29 @@ import secrets
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import Field
 
 from motet.coordinator.ledger_store import Draft, LedgerStore
 from motet.coordinator.tls import TlsFiles, ensure_tls
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files, tokenizer_files
 from motet.protocols.canonical import file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter, ExpertRules, RoutingRules, TrainingRules
-from motet.protocols.composite_manifest import CompositeFile
 from motet.protocols.contribution import JoinRequest
-from motet.protocols.documents import Document
 from motet.protocols.errors import AdmissionRefused, AnchorError, AnchorMismatch, ConfigurationError, DocumentError
 from motet.protocols.ledger import LedgerEntry, Standing
 from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
+from motet.protocols.transfer.publication import write_bundle
 
 if TYPE_CHECKING:
     from motet.moe.anchor import Anchor
 
-BUNDLE_FILE = "bundle.json"
 PUBLIC_TEXT_FILE = "public.jsonl"
 STATISTICS_FILE = "statistics.safetensors"
-
-
-class Bundle(Document):
-    """What owners fetch before they train: the anchor, its statistics and the public text. Files sorted by name."""
-
-    schema_: Literal["motet.bundle/1"] = Field("motet.bundle/1", alias="schema")
-    files: tuple[CompositeFile, ...]
 
 
 class CoordinatorHome:
@@ -271,12 +261,7 @@ def _publish(building: Path, anchor_directory: Path, public_text: Path) -> Ancho
     for source in _published_files(anchor_directory):
         _copy(source, target / source.name)
     _copy(public_text, target / PUBLIC_TEXT_FILE)
-    described = [
-        CompositeFile(name=file.name, size=file.stat().st_size, sha256=file_digest(file))
-        for file in sorted(target.iterdir(), key=lambda file: file.name)
-    ]
-    bundle = Bundle(files=tuple(described))
-    write_atomically(target / BUNDLE_FILE, bundle.canonical())
+    bundle = write_bundle(target)
     write_atomically(building / "anchor-manifest.json", anchor.manifest.canonical())
     return AnchorPin(
         digest=anchor.digest,
