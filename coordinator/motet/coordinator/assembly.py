@@ -243,7 +243,7 @@ def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPo
         "expert_names": [ANCHOR, *(member.name for member in members)],
         "model_type": "motet",
         "normalise_top_k": routing.normalise_top_k,
-        "top_k": routing.top_k,
+        "experts_per_token": routing.top_k,
     }
 
 
