@@ -27,8 +27,9 @@ def gate_weights(logits: Tensor, mask: Tensor | None, top_k: int | None, normali
     columns = (allowed - allowed.detach().amax(dim=-1, keepdim=True)).unbind(dim=-1)
     weights = torch.stack([column.contiguous().exp() for column in columns], dim=-1)
     weights = weights / _sum_in_order(weights)
-    if top_k is None or top_k >= logits.shape[-1]:
+    if top_k is None:
         return weights
+    # Also when every expert is among the top k: dividing once more rounds, and removal must not change the rounding.
     weights = weights.masked_fill(~_largest(allowed, top_k), 0.0)
     return weights / _sum_in_order(weights) if normalise else weights
 
