@@ -1,0 +1,185 @@
+"""The control loop's decisions, as functions of values: whom to ask what next, and when a phase is over.
+
+    order = next_order(peer, now=time.monotonic(), policy=policy)       # None: leave this owner in peace
+    verdict = judge(peers, elapsed=seconds, policy=policy)              # verdict.over, verdict.failed
+
+A phase asks every owner for one job, training or evaluation, and is over when all have settled or failed, or when the
+deadline has passed and enough have settled. Nothing here waits: an owner who is slow, away or broken holds up only
+what needs that owner.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from motet.protocols.control import JobState, OwnerStatus
+from motet.protocols.jobs import rides_inline
+
+LONGEST_PAUSE_SECONDS = 60.0
+CALM = 10.0
+"""An owner without news for so many seconds is asked again after a tenth of them: jobs may wait for days."""
+PATIENCE = 6
+"""Consecutive refusals by an owner's own software before the owner counts as failed."""
+
+_REFUSALS = (1, 2, 7)  # Flower: the ClientApp did not load, raised, or its FAB was not trusted
+
+
+class Order(StrEnum):
+    """What to send to an owner."""
+
+    REQUEST = "request"
+    """The phase's request; it can be repeated without harm."""
+    STATUS = "status"
+    INLINE = "inline"
+    """A status query that asks for the offered update as well."""
+
+
+class Standing(StrEnum):
+    """How far an owner is in a phase."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What a run wants of its phases."""
+
+    min_owners: int = 1
+    """How many must settle for the run to go on."""
+    deadline_seconds: float | None = None
+    """After so long, `min_owners` suffice; None waits for everyone who has not failed."""
+    poll_seconds: float = 5.0
+    """How long an owner is left in peace between two questions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """What the coordinator knows of one owner in the current phase; times are of one monotonic clock."""
+
+    owner: str
+    name: str
+    job: str
+    """The id of the job that the phase asks for."""
+    connected: bool = False
+    busy: bool = False
+    """A message is on its way, or its answer is."""
+    requested: bool = False
+    status: OwnerStatus | None = None
+    heard: float = field(default=float("-inf"))
+    changed: float = field(default=float("-inf"))
+    """When the job's state or progress was last seen to differ."""
+    settled: bool = False
+    """The contribution is admitted, or the evaluation kept: known from the coordinator's own store."""
+    receipt_due: bool = False
+    fault: str | None = None
+    """Why the coordinator gave this owner up in this phase."""
+    failures: int = 0
+    quiet_until: float = field(default=float("-inf"))
+
+    @property
+    def state(self) -> JobState | None:
+        """The phase's job as the owner last told."""
+        jobs = self.status.jobs if self.status is not None else ()
+        return next((job for job in jobs if job.id == self.job), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Where a phase stands."""
+
+    over: bool
+    settled: tuple[str, ...]
+    open: tuple[str, ...]
+    failed: dict[str, str]
+    """Owner -> why."""
+
+
+def next_order(peer: Peer, *, now: float, policy: Policy) -> Order | None:
+    """What to send to this owner now, None for nothing."""
+    if peer.busy or not peer.connected or now < peer.quiet_until:
+        return None
+    if peer.receipt_due:
+        return Order.STATUS
+    if standing(peer) is not Standing.OPEN:
+        return None
+    if not peer.requested:
+        return Order.REQUEST
+    if peer.state is not None and peer.state.state == "done" and rides_inline(peer.state):
+        return Order.INLINE
+    pause = max(policy.poll_seconds, min(LONGEST_PAUSE_SECONDS, (peer.heard - peer.changed) / CALM))
+    return Order.STATUS if now - peer.heard >= pause else None
+
+
+def standing(peer: Peer) -> Standing:
+    """Whether the owner has settled, has failed, or may still settle."""
+    if peer.settled:
+        return Standing.SETTLED
+    return Standing.FAILED if why_failed(peer) is not None else Standing.OPEN
+
+
+def why_failed(peer: Peer) -> str | None:
+    """Why this owner will not settle in this phase without help, None if it may."""
+    if peer.settled:
+        return None
+    if peer.fault is not None:
+        return peer.fault
+    if not peer.requested or peer.state is None:
+        return None
+    if peer.state.state == "failed":
+        return peer.state.detail or "the job failed without a reason"
+    if peer.state.state == "done" and not rides_inline(peer.state):
+        return "the job is done, yet nothing of it was admitted: refused, withdrawn, or kept as a file"
+    return None
+
+
+def judge(peers: Iterable[Peer], *, elapsed: float, policy: Policy) -> Verdict:
+    """Whether the phase is over, and who is where.
+
+    Args:
+        peers: the enrolled owners.
+        elapsed: seconds since the phase began.
+        policy: the run's wishes.
+    """
+    by_standing: dict[Standing, list[Peer]] = {each: [] for each in Standing}
+    for peer in peers:
+        by_standing[standing(peer)].append(peer)
+    settled, waiting = by_standing[Standing.SETTLED], by_standing[Standing.OPEN]
+    late = policy.deadline_seconds is not None and elapsed >= policy.deadline_seconds
+    someone = bool(settled or by_standing[Standing.FAILED])
+    return Verdict(
+        over=(someone and not waiting) or (late and len(settled) >= max(1, policy.min_owners)),
+        settled=tuple(peer.owner for peer in settled),
+        open=tuple(peer.owner for peer in waiting),
+        failed={peer.owner: why_failed(peer) or "" for peer in by_standing[Standing.FAILED]},
+    )
+
+
+def after_answer(peer: Peer, status: OwnerStatus, *, now: float, requested: bool) -> Peer:
+    """The owner answered; `requested` says that the phase's request was what it answered."""
+    fresh = replace(peer, status=status)
+    news = peer.state is None or fresh.state is None or fresh.state.updated != peer.state.updated
+    return replace(
+        fresh,
+        heard=now,
+        changed=now if news else peer.changed,
+        busy=False,
+        failures=0,
+        quiet_until=now,
+        requested=peer.requested or requested,
+    )
+
+
+def after_failure(peer: Peer, *, code: int, reason: str, now: float) -> Peer:
+    """A message failed: be quiet for 1, 2, 4 … 60 s; an owner whose own software keeps refusing has failed.
+
+    Args:
+        code: Flower's error code; 5 and 8 are a node or a ClientApp that died and may come back.
+        reason: what Flower or the owner's ClientApp said.
+    """
+    failures = peer.failures + 1
+    given_up = code in _REFUSALS and failures >= PATIENCE
+    pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1))
+    fault = f"refused {failures} messages in a row: {reason}" if given_up else peer.fault
+    return replace(peer, busy=False, failures=failures, quiet_until=now + pause, fault=fault)
