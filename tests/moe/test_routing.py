@@ -50,6 +50,23 @@ def test_rows_of_several_owners_compose_to_the_posterior():
     torch.testing.assert_close((scores + log_prior).softmax(dim=1), posterior, rtol=1e-3, atol=1e-4)
 
 
+def test_unequal_covariances_are_pooled_and_stay_calibrated():
+    """Where own text varies more, rows of the public covariance alone claim tokens far too loudly."""
+    (own, public), covariance = gaussians(2)
+    wider = covariance + 20 * torch.eye(HIDDEN, dtype=torch.float64)
+    torch.manual_seed(2)
+    mine = MultivariateNormal(own[0], wider[0]).sample((2000,))
+    theirs = MultivariateNormal(public[0], covariance[0]).sample((2000,))
+
+    def log_loss(rows):
+        right = torch.cat([rows.scores(mine, layer=0), -rows.scores(theirs, layer=0)])
+        return -torch.nn.functional.logsigmoid(right).mean()
+
+    pooled = lda_rows(statistics(own, wider), statistics(public, covariance))
+    public_alone = lda_rows(statistics(own, covariance), statistics(public, covariance))
+    assert log_loss(pooled) < 0.69 < log_loss(public_alone)
+
+
 def test_how_much_was_measured_does_not_enter():
     (own, public), covariance = gaussians(2)
     few = lda_rows(statistics(own, covariance, tokens=10), statistics(public, covariance))
