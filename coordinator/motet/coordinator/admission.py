@@ -10,8 +10,6 @@ manifest, never from a message or from the file.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import Field
-
 from motet.moe.tensor_files import TensorSpec
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
@@ -33,7 +31,7 @@ class FoundTensor(Strict):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    largest: float | None = Field(allow_inf_nan=False)
+    largest: float | None
     """The largest magnitude in it; None if a value is NaN or infinite, or of a dtype that was not looked into."""
 
 

@@ -8,9 +8,11 @@ bits: for IEEE formats without the sign their order is the magnitudes' order, wi
     findings = inspect(Path("update.safetensors"))
 """
 
+import ctypes
 import hashlib
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -27,6 +29,7 @@ SECONDS, BYTES_PER_SECOND = 60, 20 << 20
 """Time allowed: this many seconds, and one more for so many bytes."""
 MAX_TENSORS = 100_000
 
+_PR_SET_PDEATHSIG = 1
 _BITS = {"BF16": ("<u2", 0x7FFF, 0x7F80, 16), "F32": ("<u4", 0x7FFFFFFF, 0x7F800000, 0)}
 """dtype -> numpy's word, the bits of the magnitude, those of infinity, and what makes it float32's bits."""
 
@@ -70,13 +73,15 @@ def run_child(module: str, arguments: list[str], *, seconds: float) -> bytes:
 
 
 def limit_resources(*, memory_bytes: int, seconds: int) -> None:
-    """Cap this process for good: private memory, CPU seconds, no core dump.
+    """Cap this process for good: private memory, CPU seconds, no core dump, and no life without its parent.
 
     RLIMIT_DATA counts private writable memory; RLIMIT_AS would count every library and file that is mapped.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def read_findings(path: Path) -> Findings:

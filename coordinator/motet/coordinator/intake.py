@@ -11,14 +11,18 @@ travel: data plane, Flower reply, or file.
 """
 
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from motet.coordinator.admission import examine_manifest, examine_update
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import inspect
 from motet.coordinator.ledger_store import Draft
 from motet.coordinator.store import ExpertStore
-from motet.protocols.canonical import hex_of
+from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import MANIFEST_FILE, read_composite_manifest
 from motet.protocols.contribution import Contribution, Withdrawal
 from motet.protocols.errors import AdmissionRefused, AssemblyError, DocumentError
@@ -31,6 +35,8 @@ from motet.protocols.transfer.publication import BUNDLE_FILE
 MAX_REFUSALS = 1000
 """Refusals recorded of one owner; from then on that owner is turned away without a record."""
 
+_WORKSPACE = "unpacked-"
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,8 +48,9 @@ class Intake:
         self._store = ExpertStore(home.experts_directory)
         self.audience = audience_of(home.charter)
         self.intake_directory = home.intake_directory
-        if orphans := self._store.clear(lambda: set(home.ledger.standing().active)):
-            _log.info("cleared %d experts that the ledger does not speak of", len(orphans))
+        with self._store.alone() as alone:
+            if alone:
+                self._tidy()
 
     def enrolled(self, owner: str) -> bool:
         """Whether this public key is an owner's."""
@@ -116,9 +123,24 @@ class Intake:
             return None
         return directory, MANIFEST_FILE
 
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A new folder for an update that came by another way than the data plane; gone afterwards."""
+        with self._store.admitting(), storage_errors(self.intake_directory):
+            self.intake_directory.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.intake_directory, prefix=_WORKSPACE) as directory:
+                yield Path(directory)
+
     def expert_file(self, contribution: str) -> Path:
         """Where an admitted contribution's expert lies."""
         return self._store.file_of(contribution)
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left."""
+        if orphans := self._store.clear(self._home.ledger.standing().active):
+            _log.info("cleared %d experts that the ledger does not speak of", len(orphans))
+        for path in self.intake_directory.glob(f"{_WORKSPACE}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _admit(self, signed: Signed, contribution: Contribution, update: Path, received_bytes: int) -> Signed:
         from motet.moe.experts import update_specs

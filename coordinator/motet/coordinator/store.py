@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,21 +71,26 @@ class ExpertStore:
         with self._lock(fcntl.LOCK_SH):
             yield
 
-    def clear(self, keep: Callable[[], set[str]]) -> list[str]:
-        """Remove what is not among the contributions that `keep` returns; nothing while somebody is admitting.
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether nobody, in any process, is admitting; while open it stays so."""
+        try:
+            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                yield True
+        except BlockingIOError:
+            yield False
+
+    def clear(self, keep: Collection[str]) -> list[str]:
+        """Remove all but these contributions' experts; only while `alone`.
 
         Returns:
             The hexadecimal names of what was removed.
         """
-        try:
-            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                kept = {hex_of(contribution) for contribution in keep()}
-                orphans = [path.name for path in self.directory.iterdir() if path.is_dir() and path.name not in kept]
-                for name in orphans:
-                    shutil.rmtree(self.directory / name, ignore_errors=True)
-                return orphans
-        except BlockingIOError:
-            return []
+        kept = {hex_of(contribution) for contribution in keep}
+        orphans = [path.name for path in self.directory.iterdir() if path.is_dir() and path.name not in kept]
+        for name in orphans:
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        return orphans
 
     @contextmanager
     def _lock(self, operation: int) -> Iterator[None]:

@@ -25,9 +25,9 @@ MAX_DOCUMENT_BYTES = 1 << 20
 
 
 class Strict(BaseModel):
-    """Values that cross a border: unknown keys are refused, and nothing changes after parsing."""
+    """Values that cross a border: unknown keys, NaN and infinity are refused, and nothing changes after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Document(Strict):

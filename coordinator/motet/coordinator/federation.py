@@ -1,0 +1,289 @@
+"""The federation as the coordinator's programs see it: who is in, what is admitted, composites and their scores.
+
+    with Federation.open(Path("home")) as federation:
+        receipt = federation.admit_inline(signed_bytes, update_bytes)
+        composite = federation.assemble(without=["medicine"])
+        federation.keep_evaluation(signed_report)
+        federation.score_public(composite.digest)
+
+Everything lies on disk under owner keys and digests, so that whoever opens the home next goes on from there. The
+calls that compute import torch when they are made.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
+from motet.coordinator.intake import Intake
+from motet.coordinator.ledger_store import Draft
+from motet.protocols.canonical import digest_of, hex_of, storage_errors, sync_directory, write_atomically
+from motet.protocols.composite_manifest import CompositeManifest, RoutingPolicy, read_composite_manifest
+from motet.protocols.container import read_container, read_manifest
+from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Withdrawal
+from motet.protocols.documents import MAX_DOCUMENT_BYTES
+from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError
+from motet.protocols.ledger import LedgerEntry, Standing
+from motet.protocols.receipts import Receipt
+from motet.protocols.signing import Signed, purpose_of
+from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
+
+if TYPE_CHECKING:
+    from motet.coordinator.assembly import Composite
+
+SEQUENCE_LENGTH = 256
+"""Tokens per window when public text is scored, unless the anchor has fewer positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filed:
+    """What became of a file: the owner enrolled, the contribution admitted or refused, or the withdrawal recorded."""
+
+    status: Literal["enrolled", "admitted", "refused", "withdrawn"]
+    subject: str
+    """The owner's key, or the contribution's digest."""
+    receipt: Signed | None
+    """To be handed back to the owner; None for a join request."""
+
+
+class Federation:
+    """An open federation; a context manager."""
+
+    def __init__(self, home: CoordinatorHome) -> None:
+        self.home = home
+        self.charter = home.charter
+        self.intake = Intake(home)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the home at `path`; raises as `CoordinatorHome` does, and LedgerError."""
+        return cls(CoordinatorHome(path))
+
+    def enrolled(self) -> dict[str, JoinRequest]:
+        """Owner's public key -> join request."""
+        return dict(self._standing.owners)
+
+    def flower_keys(self) -> dict[str, str]:
+        """Owner's name -> the public key (OpenSSH line) of its SuperNode."""
+        return {request.name: request.flower_key for request in self._standing.owners.values()}
+
+    def admitted(self) -> dict[str, Contribution]:
+        """Contribution digest -> contribution of what the next composite holds, sorted by digest."""
+        return self._standing.active
+
+    def admit_inline(self, signed: bytes, update: bytes) -> Signed:
+        """Admit an update that rode in a Flower reply, by the rules of every other.
+
+        Returns:
+            A signed receipt, admitted or refused.
+
+        Raises:
+            DocumentError: the manifest is malformed.
+            AdmissionRefused: it is larger than the charter's inline limit, or no enrolled owner signed it.
+        """
+        envelope = Signed.parse(signed)
+        limit = self.charter.experts.inline_bytes
+        if len(update) > limit:
+            raise AdmissionRefused(
+                f"saw {len(update)} bytes in a Flower reply, wanted at most {limit}; send it over the data plane",
+                reason="too-large",
+            )
+        with self.intake.workspace() as directory:
+            path = directory / "update.safetensors"
+            path.write_bytes(update)
+            return self.intake.admit(envelope, path, len(update))
+
+    def admit_file(self, path: Path) -> Filed:
+        """Take in a file from a site without a connection: join request, withdrawal, or contribution.
+
+        Raises:
+            DocumentError: it is none of these.
+            AdmissionRefused: it breaks a rule before there is anything to record.
+        """
+        if not _looks_like_json(path):
+            return self._admit_container(path)
+        signed = _read_signed(path)
+        if signed.purpose == purpose_of(JoinRequest):
+            return Filed(status="enrolled", subject=self.home.enrol(signed).subject, receipt=None)
+        if signed.purpose == purpose_of(Withdrawal):
+            return self._filed(self.intake.withdraw(signed))
+        raise DocumentError(
+            f"{path} holds a signed {signed.purpose}, wanted a join request, a withdrawal, or a contribution as "
+            "`motet contribute --to` writes it"
+        )
+
+    def assemble(
+        self, without: Sequence[str] = (), *, progress: Callable[[int, int], None] | None = None
+    ) -> "Composite":
+        """The composite of all active members but those named; the same members give the same folder again.
+
+        Args:
+            without: owners' names.
+            progress: called with the bytes copied so far and in total.
+
+        Raises:
+            ExpertSetError: a name in `without` is nobody's.
+            AssemblyError, StorageError: as `motet.coordinator.assembly.assemble`.
+        """
+        from motet.coordinator.assembly import Member, assemble
+
+        members = [
+            Member(name=contribution.name, contribution=digest, expert_file=self.intake.expert_file(digest))
+            for digest, contribution in self._chosen(without).items()
+        ]
+        routing = RoutingPolicy.of(self.charter.routing)
+        contributions = [member.contribution for member in members]
+        existing = self._existing(contributions, routing)
+        building = self.home.composites_directory / f"set-{hex_of(digest_of(contributions))}"
+        composite = assemble(self.home.anchor, members, routing, existing or building, progress=progress)
+        place = self.home.composites_directory / hex_of(composite.digest)
+        self._move(composite.path, place)
+        self.home.ledger.append(lambda _: self._record(composite.manifest))
+        return type(composite)(path=place, manifest=composite.manifest)
+
+    def composites(self) -> dict[str, CompositeManifest]:
+        """Digest -> manifest of every composite that was assembled and is still there."""
+        found = {}
+        for path in sorted(self.home.composites_directory.glob("[0-9a-f]*")):
+            manifest = read_composite_manifest(path)
+            found[manifest.digest] = manifest
+        return found
+
+    def keep_evaluation(self, signed: Signed) -> EvaluationReport:
+        """Keep what an owner measured; a newer report of the same owner replaces the older.
+
+        Raises:
+            SignatureError: it is not signed by the owner it names.
+            DocumentError: it is malformed, not finite, of another charter, of an unknown composite, or of somebody
+                else's domain.
+        """
+        report = signed.open(EvaluationReport, by=signed.open(EvaluationReport).owner)
+        owner = self._standing.owners.get(report.owner)
+        if owner is None:
+            raise DocumentError(f"saw an evaluation by {report.owner}, who is not enrolled; join first")
+        if (report.charter, report.domain) != (self.charter.digest, owner.name):
+            raise DocumentError(
+                f"saw an evaluation of {report.domain} under {report.charter}, wanted {owner.name} under "
+                f"{self.charter.digest}; evaluate again"
+            )
+        if not self._folder_of(report.composite).is_dir():
+            raise DocumentError(f"saw an evaluation of composite {report.composite}, which was not assembled here")
+        write_atomically(self._evaluation_file(report.composite, report.owner), signed.canonical())
+        return report
+
+    def evaluations(self, composite: str) -> dict[str, EvaluationReport]:
+        """Owner's public key -> report on the composite of this digest, every signature checked again."""
+        reports = (
+            Signed.parse(path.read_bytes()).open(EvaluationReport)
+            for path in sorted((self.home.evaluations_directory / hex_of(composite)).glob("[0-9a-f]*.json"))
+        )
+        return {report.owner: report for report in reports}
+
+    def score_public(self, composite: str, *, on_row: Callable[[str], None] = lambda row: None) -> dict[str, Score]:
+        """Every row of the report on the held-out public text; kept, so that asking again costs nothing.
+
+        Args:
+            composite: its digest.
+            on_row: told each row before it is scored.
+
+        Raises:
+            AssemblyError: no such composite is here.
+        """
+        kept = self.home.evaluations_directory / hex_of(composite) / "public.json"
+        if kept.exists():
+            return {row: Score.model_validate(score) for row, score in json.loads(kept.read_bytes()).items()}
+        from motet.moe.scoring import score_rows
+
+        length = min(SEQUENCE_LENGTH, int(self.home.anchor.config.get("max_position_embeddings", SEQUENCE_LENGTH)))
+        rows = score_rows(self._folder_of(composite), self.public_held_out(), sequence_length=length, on_row=on_row)
+        document = {row: score.model_dump(mode="json") for row, score in rows.items()}
+        write_atomically(kept, json.dumps(document, sort_keys=True).encode())
+        return rows
+
+    def public_held_out(self) -> list[str]:
+        """The documents of the public text that nobody trains on."""
+        lines = (self.home.anchor_directory / PUBLIC_TEXT_FILE).read_text(encoding="utf-8").split("\n")
+        texts = [json.loads(line)["text"] for line in lines if line.strip()]
+        return [text for text in texts if text.strip() and is_held_out(text, PUBLIC_SHARE, PUBLIC_SEED)]
+
+    def close(self) -> None:
+        """Let go of the home."""
+        self.home.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _standing(self) -> Standing:
+        return self.home.ledger.standing()
+
+    def _chosen(self, without: Sequence[str]) -> dict[str, Contribution]:
+        active = self._standing.active
+        names = {contribution.name for contribution in active.values()}
+        if unknown := sorted(set(without) - names):
+            raise ExpertSetError(
+                f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
+            )
+        return {digest: each for digest, each in active.items() if each.name not in without}
+
+    def _existing(self, contributions: Sequence[str], routing: RoutingPolicy) -> Path | None:
+        for digest, manifest in self.composites().items():
+            if [member.contribution for member in manifest.members] == list(contributions) and (
+                manifest.routing == routing
+            ):
+                return self._folder_of(digest)
+        return None
+
+    def _move(self, assembled: Path, place: Path) -> None:
+        if assembled == place:
+            return
+        with storage_errors(place):
+            if place.exists():
+                shutil.rmtree(assembled)
+            else:
+                assembled.replace(place)
+            sync_directory(place.parent)
+
+    def _record(self, manifest: CompositeManifest) -> Draft | LedgerEntry:
+        if entry := self.home.ledger.find("composite", manifest.digest):
+            return entry
+        members = {member.name: member.contribution for member in manifest.members}
+        return Draft(kind="composite", subject=manifest.digest, body={"members": members})
+
+    def _admit_container(self, path: Path) -> Filed:
+        signed = read_manifest(path)
+        contribution = signed.open(Contribution)
+        if (receipt := self.intake.check(contribution, signed)) is not None:
+            return self._filed(receipt)
+        with self.intake.workspace() as directory:
+            signed, update = read_container(path, directory)
+            return self._filed(self.intake.admit(signed, update, update.stat().st_size))
+
+    def _filed(self, signed: Signed) -> Filed:
+        receipt = signed.open(Receipt, by=self.charter.coordinator)
+        return Filed(status=receipt.status, subject=receipt.contribution, receipt=signed)
+
+    def _folder_of(self, composite: str) -> Path:
+        return self.home.composites_directory / hex_of(composite)
+
+    def _evaluation_file(self, composite: str, owner: str) -> Path:
+        return self.home.evaluations_directory / hex_of(composite) / f"{hex_of(owner)}.json"
+
+
+def _looks_like_json(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(1) == b"{"
+    except OSError as error:
+        raise DocumentError(f"cannot read {path}: {error.strerror}; check the name and its rights") from error
+
+
+def _read_signed(path: Path) -> Signed:
+    with path.open("rb") as file:
+        return Signed.parse(file.read(MAX_DOCUMENT_BYTES + 1))
