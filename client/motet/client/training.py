@@ -195,6 +195,13 @@ class _Run:
         return float(loss.detach())
 
 
+def device_of(config: TrainingConfig) -> torch.device:
+    """The device that "device" under [training] means on this machine."""
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def fingerprint(material: Material, config: TrainingConfig) -> str:
     """Names everything that determines the expert; how often it is saved does not."""
     settings = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -204,9 +211,10 @@ def fingerprint(material: Material, config: TrainingConfig) -> str:
 def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-    if config.device not in ("auto", "cpu"):
-        torch.accelerator.set_device_index(torch.device(config.device).index or 0)
-    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    device = device_of(config)
+    on_cpu = device.type == "cpu"
+    if device.index is not None and not on_cpu:
+        torch.accelerator.set_device_index(device.index)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and not on_cpu)
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 

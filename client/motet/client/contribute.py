@@ -1,0 +1,181 @@
+"""What leaves the owner's machine, and how: over the data plane, inside Flower's reply, or as a file.
+
+packed = find_packed(home)
+print("\\n".join(describe(packed)))               # what leaves, before anything does
+sent = send(home, packed)                         # resumes; sent.receipt is verified and kept
+export(packed, Path("medicine.motet"))            # for `motet admit` on the other side
+withdraw(home, packed.digest)                     # at any time
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from motet.client.owner import OwnerHome, read_signed
+from motet.client.packing import Packed
+from motet.client.spool import Spool
+from motet.protocols import transfer
+from motet.protocols.canonical import canonical_json, write_atomically
+from motet.protocols.container import write_container
+from motet.protocols.contribution import Withdrawal
+from motet.protocols.documents import Strict
+from motet.protocols.jobs import contribution_of
+from motet.protocols.receipts import Receipt
+from motet.protocols.signing import Signed, seal
+
+SENT_NAME = "sent.json"
+WITHDRAWAL_NAME = "withdrawal.json"
+
+
+class _SentRecord(Strict):
+    sent_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What came of sending: the coordinator's verified receipt, and all bytes that it took, repeats included."""
+
+    receipt: Signed
+    sent_bytes: int
+
+    @property
+    def verdict(self) -> Receipt:
+        """The receipt's content: admitted or refused, and why."""
+        return self.receipt.open(Receipt)
+
+
+def describe(packed: Packed) -> list[str]:
+    """What leaves when this contribution is sent, line by line, for the owner to agree to."""
+    manifest = packed.contribution
+    figures = manifest.bits_per_byte
+    return [
+        f"contribution {packed.digest}, version {manifest.version} of {manifest.name}",
+        f"update       {manifest.update_bytes:,} bytes: the change to the anchor's feed-forward layers, and one "
+        "routing row per layer",
+        f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
+        f"expert, on {manifest.training.held_out_documents} held-out documents",
+        f"trained on   {manifest.training.documents} documents, {manifest.training.steps} steps, "
+        f"{manifest.training.tokens:,} tokens",
+        f"terms        {manifest.terms.licence}; attribution: {manifest.terms.attribution or 'none'}; purpose: "
+        f"{manifest.terms.purpose or 'any that the licence allows'}",
+        f"signed by    {manifest.owner}",
+        "stays here   the documents, the statistics of their text, the optimiser's state",
+    ]
+
+
+def send(home: OwnerHome, packed: Packed, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Sent:
+    """Upload over the data plane and keep the receipt; a contribution that has one is not sent again.
+
+    Raises:
+        TransferRefused, TransferBroken: see `motet.protocols.transfer.upload`; the same call resumes.
+        SignatureError: the receipt is not the coordinator's.
+    """
+    before = _sent_before(packed)
+    if packed.receipt.exists():
+        kept = read_signed(packed.receipt, "receipt")
+        kept.open(Receipt, by=home.charter.coordinator)
+        return Sent(receipt=kept, sent_bytes=before)
+    charter = home.charter
+    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+        outcome = transfer.upload(
+            channel,
+            signed=packed.signed,
+            update=packed.update,
+            key=home.key,
+            audience=transfer.audience_of(charter),
+            coordinator=charter.coordinator,
+            progress=progress,
+        )
+    sent = before + outcome.sent_bytes
+    write_atomically(packed.folder / SENT_NAME, canonical_json({"sent_bytes": sent}))
+    write_atomically(packed.receipt, outcome.receipt.canonical())
+    return Sent(receipt=outcome.receipt, sent_bytes=sent)
+
+
+def export(packed: Packed, path: Path) -> Path:
+    """Write the contribution as one file (`motet.protocols.container`), for a site without a connection.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    write_container(path, packed.signed, packed.update)
+    return path
+
+
+def job_result(packed: Packed, sent: Sent | None, *, inline: bool = False) -> dict[str, Any]:
+    """What a training job that made this contribution has to say (`JobState.result`)."""
+    return {
+        "contribution": packed.digest,
+        "receipt": None if sent is None else sent.receipt.model_dump(mode="json", by_alias=True),
+        "update_bytes": packed.contribution.update_bytes,
+        "sent_bytes": 0 if sent is None else sent.sent_bytes,
+        "inline": inline,
+        "transport": "flower" if inline else "data-plane",
+    }
+
+
+def settle_jobs(home: OwnerHome, packed: Packed, sent: Sent | None, *, inline: bool = False) -> None:
+    """Finish the jobs that wait for the owner's consent to this contribution, now that it is given."""
+    spool = Spool(home.path)
+    for job in spool.jobs():
+        if job.state == "waiting" and contribution_of(job) == packed.digest:
+            spool.update(job.id, "done", detail="contributed", result=job_result(packed, sent, inline=inline))
+
+
+def contribute(
+    home: OwnerHome, packed: Packed, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Sent | None:
+    """The owner's consent: send the way that owner.toml says, and finish the jobs that waited for it.
+
+    With the transport "flower" nothing is sent by this call, and it returns None: the ClientApp hands the update over
+    when the coordinator asks for it. Raises as `send` does.
+    """
+    if rides_flower(home, packed):
+        settle_jobs(home, packed, None, inline=True)
+        return None
+    sent = send(home, packed, progress=progress)
+    settle_jobs(home, packed, sent)
+    return sent
+
+
+def rides_flower(home: OwnerHome, packed: Packed) -> bool:
+    """Whether the update travels inside Flower's reply: the owner chose so, and the charter allows that size."""
+    small = packed.contribution.update_bytes <= home.charter.experts.inline_bytes
+    return home.config.contribution.transport == "flower" and small
+
+
+def sign_withdrawal(home: OwnerHome, contribution: str, *, reason: str | None = None) -> Signed:
+    """The owner's signed word that a contribution is taken back; canonical bytes of it make the file to carry."""
+    withdrawal = Withdrawal(
+        charter=home.charter.digest, contribution=contribution, owner=home.key.public, reason=reason
+    )
+    return seal(withdrawal, home.key)
+
+
+def withdraw(home: OwnerHome, contribution: str, *, reason: str | None = None) -> Receipt:
+    """Withdraw over the data plane; the signed withdrawal and its receipt are kept beside the contribution.
+
+    Raises:
+        TransferRefused: the coordinator knows no such contribution of this owner.
+        TransferBroken: the line broke too often; calling again is harmless.
+    """
+    signed = sign_withdrawal(home, contribution, reason=reason)
+    charter, folder = home.charter, home.contribution(contribution)
+    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+        receipt = transfer.withdraw(
+            channel,
+            signed=signed,
+            key=home.key,
+            audience=transfer.audience_of(charter),
+            coordinator=charter.coordinator,
+        )
+    if folder.is_dir():
+        write_atomically(folder / WITHDRAWAL_NAME, signed.canonical())
+        write_atomically(folder / "receipt.json", receipt.canonical())
+    return receipt.open(Receipt)
+
+
+def _sent_before(packed: Packed) -> int:
+    path = packed.folder / SENT_NAME
+    return _SentRecord.model_validate_json(path.read_bytes()).sent_bytes if path.exists() else 0

@@ -1,0 +1,109 @@
+"""Evaluation where the text is: a composite is fetched, checked and scored at home; only sums leave, signed.
+
+report = evaluate(home, composite_digest)       # Signed(EvaluationReport), kept for the next time it is asked for
+folder = pull(home, composite_digest)           # the files alone, verified
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from motet.client.data import load_corpus
+from motet.client.owner import OwnerHome
+from motet.client.training import device_of
+from motet.moe.scoring import score_rows
+from motet.protocols import transfer
+from motet.protocols.canonical import digest_of, hex_of, write_atomically
+from motet.protocols.composite_manifest import CompositeManifest, read_composite_manifest, verify_composite
+from motet.protocols.contribution import EvaluationReport
+from motet.protocols.errors import AnchorMismatch, AssemblyError
+from motet.protocols.signing import Signed, seal
+
+
+def evaluate(
+    home: OwnerHome, composite: str, *, on_progress: Callable[[float, str], None] = lambda share, detail: None
+) -> Signed:
+    """Score a composite on the owner's held-out text; an answer given before on the same text is given again.
+
+    Args:
+        home: the owner's home.
+        composite: the digest of the composite.
+        on_progress: told the share done, 0 to 1, and a line about it.
+
+    Raises:
+        TransferRefused, TransferBroken, StorageError: it cannot be fetched.
+        AssemblyError, AnchorMismatch: it is not what it should be.
+        DataError: the owner's text cannot be used.
+    """
+    corpus = load_corpus(home.config.data, home.path)
+    kept = _answer_file(home, composite, corpus.digest)
+    if kept.exists():
+        return Signed.parse(kept.read_bytes())
+    folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
+    count = 3 + 2 * len(read_composite_manifest(folder).members)
+    done: list[str] = []
+
+    def on_row(row: str) -> None:
+        on_progress(0.5 + 0.5 * len(done) / count, f"scoring {row}")
+        done.append(row)
+
+    settings = home.config.training
+    rows = score_rows(
+        folder,
+        corpus.held_out,
+        sequence_length=settings.sequence_length,
+        batch_size=settings.batch_size,
+        device=device_of(settings),
+        on_row=on_row,
+    )
+    report = EvaluationReport(
+        charter=home.charter.digest, composite=composite, owner=home.key.public, domain=home.config.name, rows=rows
+    )
+    signed = seal(report, home.key)
+    write_atomically(kept, signed.canonical())
+    return signed
+
+
+def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """The folder of a composite, fetched unless it is there, every byte of it verified.
+
+    Raises:
+        TransferRefused, TransferBroken, StorageError: it cannot be fetched; the same call resumes.
+        AssemblyError: it is not the composite of that digest.
+        AnchorMismatch: it is made from another anchor than the charter's.
+    """
+    folder = home.composite(composite)
+    if not (folder / "composite.json").exists():
+        charter = home.charter
+        with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+            transfer.fetch(
+                channel,
+                digest=composite,
+                into=folder,
+                key=home.key,
+                audience=transfer.audience_of(charter),
+                progress=progress,
+            )
+    try:
+        _require(verify_composite(folder), composite, home)
+    except AssemblyError:
+        shutil.rmtree(folder)  # so that the next call fetches it anew
+        raise
+    return folder
+
+
+def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> None:
+    if manifest.digest != composite:
+        raise AssemblyError(f"saw the composite {manifest.digest}, wanted {composite}; fetch it again")
+    if manifest.anchor != home.charter.anchor.digest:
+        raise AnchorMismatch(
+            f"saw a composite of the anchor {manifest.anchor}, wanted {home.charter.anchor.digest} as in the charter; "
+            "ask the coordinator",
+            expected=home.charter.anchor.digest,
+            actual=manifest.anchor,
+        )
+
+
+def _answer_file(home: OwnerHome, composite: str, corpus: str) -> Path:
+    key = digest_of({"composite": composite, "charter": home.charter.digest, "corpus": corpus})
+    return home.work / "evaluations" / f"{hex_of(key)}.json"

@@ -1,0 +1,207 @@
+"""The owner's worker: runs the spool's jobs one at a time, and goes on where it was after any end.
+
+    run_worker(Path("owner"))                  # until SIGTERM or SIGINT, which it answers with a checkpoint
+    run_worker(Path("owner"), once=True)       # until nothing is queued
+
+Every stage leaves its result on disk (statistics, checkpoint, packed contribution, receipt, signed report), so a
+worker killed at any moment repeats at most the stage it was in, and training only from its last checkpoint. A job
+that fails says why in its state, and the worker takes the next.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from motet.client.contribute import job_result, rides_flower, send
+from motet.client.evaluation import evaluate
+from motet.client.owner import OwnerHome
+from motet.client.packing import Packed, pack
+from motet.client.preparation import prepare
+from motet.client.spool import Job, Spool
+from motet.client.training import Progress, train
+from motet.protocols.canonical import hex_of
+from motet.protocols.control import EvaluateRequest, Phase
+from motet.protocols.errors import FederationError, MotetError
+
+REPORT_SECONDS = 1.0
+"""How often, at most, a running job's progress is written to the spool."""
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[float, str], None]
+"""Told the share done, 0 to 1, and a line for people."""
+
+
+def run_worker(
+    home: Path, *, once: bool = False, poll_seconds: float = 0.5, stop: threading.Event | None = None
+) -> None:
+    """Run jobs until told to stop, or with `once` until none is queued.
+
+    Args:
+        home: the owner's home; read anew for every job, so that edits of owner.toml count.
+        once: whether to return when the queue is empty.
+        poll_seconds: how long to wait between looks at an empty queue.
+        stop: set it to stop from another thread; signals do it otherwise.
+
+    Raises:
+        WorkerBusy: another worker holds this home's spool.
+        ConfigurationError, SignatureError: the home cannot be used.
+    """
+    stopping = stop or threading.Event()
+    OwnerHome.load(home)
+    spool = Spool(home)
+    try:
+        with _signals(stopping):
+            while not stopping.is_set():
+                job = spool.claim()
+                if job is not None:
+                    _JobRun(home=home, spool=spool, job=job, stopping=stopping).run()
+                elif once:
+                    return
+                else:
+                    stopping.wait(poll_seconds)
+    finally:
+        spool.close()
+
+
+def make_contribution(
+    home: OwnerHome, *, report: Report = lambda share, line: None, should_stop: Callable[[], bool] = lambda: False
+) -> Packed | None:
+    """Measure, train and pack under the home's charter, resuming from whatever is done; None when told to stop.
+
+    Raises:
+        AnchorError, StatisticsError, DataError, TrainingError, ExpertError, StorageError: what stands in the way.
+    """
+    report(0.0, "reading the text and the anchor")
+    material = prepare(home)
+    report(0.05, f"training on {len(material.corpus.train)} documents")
+
+    def on_progress(progress: Progress) -> None:
+        report(
+            0.05 + 0.8 * progress.step / progress.steps,
+            f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f} nats per token, "
+            f"{progress.tokens_per_second:,.0f} tokens/s",
+        )
+
+    folder = home.work / "training" / hex_of(home.charter.digest)[:16]
+    trained = train(material, home.config.training, folder, on_progress=on_progress, should_stop=should_stop)
+    if trained is None:
+        return None
+    report(0.85, "measuring and packing the expert")
+    return pack(trained, material, home)
+
+
+class _Stopped(Exception):  # noqa: N818 - ends a job from inside a callback, and goes no further than `_JobRun`
+    pass
+
+
+@dataclass(kw_only=True, slots=True)
+class _JobRun:
+    """One job from claim to result."""
+
+    home: Path
+    spool: Spool
+    job: Job
+    stopping: threading.Event
+    _reported: float = field(default=0.0, init=False)
+
+    def run(self) -> None:
+        """Run the job; whatever happens is told to the spool, and nothing is raised but the spool's own errors."""
+        _log.info("%s: begun", self.job.id)
+        try:
+            self._dispatch(OwnerHome.load(self.home))
+        except _Stopped:
+            self._tell("queued", detail="the worker was stopped; the job goes on when it starts again")
+        except MotetError as error:
+            _log.error("%s: %s", self.job.id, error)
+            self._tell("failed", detail=str(error))
+        except Exception as error:
+            # Its message may quote anything, and a job's state is shown to the coordinator: the log keeps it here.
+            _log.exception("%s failed", self.job.id)
+            self._tell(
+                "failed", detail=f"{type(error).__name__} in the worker; its log on the owner's machine says more"
+            )
+
+    def _dispatch(self, home: OwnerHome) -> None:
+        request = self.job.request
+        if request.charter != home.charter.digest:
+            raise FederationError(
+                f"the job is for the charter {request.charter}, this home joined {home.charter.digest}; "
+                "join again if the rules have changed"
+            )
+        if isinstance(request, EvaluateRequest):
+            signed = evaluate(home, request.composite, on_progress=self._report_or_stop)
+            self._tell("done", detail="scored", result={"report": signed.model_dump(mode="json", by_alias=True)})
+        else:
+            self._train(home)
+
+    def _train(self, home: OwnerHome) -> None:
+        packed = make_contribution(home, report=self._report, should_stop=self.stopping.is_set)
+        if packed is None:
+            raise _Stopped
+        settings = home.config.contribution
+        if settings.consent == "ask" or settings.transport == "file":
+            how = "`motet contribute --to FILE`" if settings.transport == "file" else "`motet contribute`"
+            self._tell("waiting", detail=f"packed; {how} lets it leave", result=job_result(packed, None))
+        elif rides_flower(home, packed):
+            self._tell("done", detail="packed; Flower carries it", result=job_result(packed, None, inline=True))
+        else:
+            self._send(home, packed)
+
+    def _send(self, home: OwnerHome, packed: Packed) -> None:
+        def progress(done: int, total: int) -> None:
+            self._report_or_stop(0.9 + 0.1 * done / max(1, total), f"sent {done:,} of {total:,} bytes")
+
+        sent = send(home, packed, progress=progress)
+        verdict = sent.verdict
+        if verdict.status == "admitted":
+            self._tell("done", detail="admitted", result=job_result(packed, sent))
+        else:
+            why = f"{verdict.status} by the coordinator ({verdict.reason}): {verdict.message}"
+            self._tell("failed", detail=why, result=job_result(packed, sent))
+
+    def _report(self, share: float, line: str) -> None:
+        now = time.monotonic()
+        if now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            self._tell("running", progress=share, detail=line)
+
+    def _report_or_stop(self, share: float, line: str) -> None:
+        if self.stopping.is_set():
+            raise _Stopped
+        self._report(share, line)
+
+    def _tell(
+        self, state: Phase, *, progress: float | None = None, detail: str, result: dict[str, Any] | None = None
+    ) -> None:
+        if state != "running":
+            _log.info("%s: %s: %s", self.job.id, state, detail)
+        self.spool.update(self.job.id, state, progress=progress, detail=detail, result=result)
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """While open, SIGTERM and SIGINT set `stopping`; a second one ends the process the usual way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
