@@ -1,0 +1,163 @@
+"""Rebuilds everything the quickstart ships, from packages anyone can install.
+
+Needs this project's environment, npm, and Debian's apt-get and dpkg-deb; about ten minutes on one core.
+
+    python examples/quickstart/build.py text        # gather, render, drop near-duplicates, write the slices
+    python examples/quickstart/build.py anchor      # train the tokenizer and the anchor on the rest of the public text
+    python examples/quickstart/build.py statistics  # measure the anchor's public statistics
+    python examples/quickstart/build.py score       # bits per byte of the anchor on every slice
+    python examples/quickstart/build.py all         # the four in order
+
+Guarantees that no document of a slice, and no near-duplicate of one, is among what the anchor was trained on, and
+that the anchor has seen neither ICD-10-CM, nor set.mm, nor Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from gather import FACTBOOK, ICD, METAMATH, WORDNET
+from pretrain import STEPS, save_anchor, train_anchor, train_tokenizer
+from render import Document, factbook, icd, metamath, well_sized, wordnet
+
+from motet.client.near_duplicates import distinct
+from motet.moe.anchor import STATISTICS_FILE, Anchor
+from motet.moe.scoring import bits_per_byte, score
+from motet.moe.statistics import measure
+from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
+
+HERE = Path(__file__).resolve().parent
+SLICES = ("public", "medicine", "mathematics")
+SLICE_BYTES = 285_000
+SCORED_WINDOW = 128
+SEED = 2
+
+
+def shuffled(documents: Sequence[Document]) -> list[Document]:
+    """The documents in an order that depends on nothing but their number."""
+    order = list(documents)
+    random.Random(SEED).shuffle(order)
+    return order
+
+
+def shuffled_countries(documents: Sequence[Document]) -> list[Document]:
+    """Factbook documents, country after country in a shuffled order, so that a slice holds few countries, whole."""
+    countries = [list(group) for _, group in groupby(documents, key=lambda document: document.id.split("/")[1])]
+    random.Random(SEED).shuffle(countries)
+    return [document for country in countries for document in country]
+
+
+def without_repeats(documents: Sequence[Document]) -> list[Document]:
+    """Those of a readable size that are no near-duplicate of a longer one."""
+    sized = well_sized(documents)
+    return [sized[index] for index in distinct([document.text for document in sized])]
+
+
+def fill(documents: Iterable[Document], limit: int) -> list[Document]:
+    """The first documents whose lines fit into `limit` bytes."""
+    chosen, size = [], 0
+    for document in documents:
+        size += len(document.line().encode())
+        if size > limit:
+            break
+        chosen.append(document)
+    return chosen
+
+
+def public_documents(cache: Path) -> tuple[list[Document], list[Document]]:
+    """(the public slice, what is left for the anchor): half of the slice from each source, nothing on both sides."""
+    profiles = [(path, text) for path, text in FACTBOOK.files(cache, suffix=".json") if path.count("/") == 2]
+    countries = shuffled_countries([document for path, text in profiles for document in factbook(path, text)])
+    glosses = shuffled(
+        [
+            document
+            for path, text in WORDNET.files(cache, suffix="")
+            if "/dict/data." in path
+            for document in wordnet(path.rsplit(".", 1)[-1], text)
+        ]
+    )
+    documents = without_repeats([*countries, *glosses])
+    by_source = [[each for each in documents if each.id.startswith(source)] for source in ("factbook/", "wordnet/")]
+    chosen = [document for source in by_source for document in fill(source, SLICE_BYTES // 2)]
+    taken = {document.id for document in chosen}
+    return shuffled(chosen), [document for document in documents if document.id not in taken]
+
+
+def write_slices(cache: Path) -> None:
+    """Writes the three slices that ship."""
+    (tabular,) = [text for _, text in ICD.files(cache, suffix=".xml")]
+    (database,) = [text for _, text in METAMATH.files(cache, suffix="/set.mm")]
+    slices = {
+        "public": public_documents(cache)[0],
+        "medicine": fill(without_repeats(shuffled(list(icd(tabular)))), SLICE_BYTES),
+        "mathematics": fill(without_repeats(shuffled(list(metamath(database)))), SLICE_BYTES),
+    }
+    for name, documents in slices.items():
+        path = HERE / "text" / f"{name}.jsonl"
+        path.write_text("".join(document.line() for document in documents), encoding="utf-8")
+        print(f"{path.name}: {len(documents)} documents, {path.stat().st_size} bytes")
+
+
+def write_anchor(cache: Path, steps: int) -> None:
+    """Trains and writes the tokenizer and the anchor."""
+    texts = [document.text for document in public_documents(cache)[1]]
+    print(f"anchor's text: {len(texts)} documents, {sum(len(text.encode()) for text in texts)} bytes")
+    tokenizer = train_tokenizer(texts)
+    save_anchor(train_anchor(tokenizer, texts, steps=steps), tokenizer, HERE / "anchor")
+
+
+def write_statistics() -> None:
+    """Measures the anchor's public statistics on the public text that everybody may train on."""
+    texts = [text for text in slice_texts("public") if not is_held_out(text, PUBLIC_SHARE, PUBLIC_SEED)]
+    statistics = measure(Anchor.load(HERE / "anchor"), texts)
+    statistics.save(HERE / "anchor" / STATISTICS_FILE)
+    print(f"{STATISTICS_FILE}: {statistics.tokens} positions of {len(texts)} documents")
+
+
+def print_scores() -> None:
+    """Prints the shipped anchor's bits per byte on every slice and on a sample of the standard library."""
+    anchor = Anchor.load(HERE / "anchor")
+    model, tokenizer = anchor.model(dtype=torch.float32), anchor.tokenizer()
+    texts = {name: slice_texts(name) for name in SLICES} | {"code": standard_library_sample()}
+    for name, documents in texts.items():
+        scored = score(model, tokenizer, documents, sequence_length=SCORED_WINDOW)
+        print(f"{name}: {bits_per_byte(scored):.3f} bits per byte, {scored.documents} documents, {scored.bytes} bytes")
+
+
+def slice_texts(name: str) -> list[str]:
+    """The documents of a shipped slice."""
+    with (HERE / "text" / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def standard_library_sample() -> list[str]:
+    """The first 3000 characters of every eighth top-level module of the running interpreter's library."""
+    modules = sorted(Path(json.__file__).parent.parent.glob("*.py"))[::8]
+    return [module.read_text(encoding="utf-8")[:3000] for module in modules]
+
+
+def main() -> None:
+    """Runs the step named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["text", "anchor", "statistics", "score", "all"])
+    parser.add_argument("--cache", type=Path, default=Path("build/quickstart"), help="folder for the fetched packages")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of the anchor (default: %(default)s)")
+    chosen = parser.parse_args()
+    steps: dict[str, Callable[[], None]] = {
+        "text": lambda: write_slices(chosen.cache),
+        "anchor": lambda: write_anchor(chosen.cache, chosen.steps),
+        "statistics": write_statistics,
+        "score": print_scores,
+    }
+    for name in steps if chosen.step == "all" else [chosen.step]:
+        steps[name]()
+
+
+if __name__ == "__main__":
+    main()
