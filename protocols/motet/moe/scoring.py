@@ -48,7 +48,7 @@ def windows_of(
     documents: Sequence[str],
     *,
     sequence_length: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
 ) -> Windows:
     """Tokenize and cut: windows of at most `sequence_length` tokens, the opening one included, of like length together.
 
@@ -88,7 +88,7 @@ def score(
     documents: Sequence[str],
     *,
     sequence_length: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
     **forward: Any,  # noqa: ANN401
 ) -> Score:
     """The summed loss of `documents` under `model`; raises DataError when there is nothing to score."""
@@ -106,7 +106,7 @@ def score_rows(
     documents: Sequence[str],
     *,
     sequence_length: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     on_row: Callable[[str], None] = lambda row: None,
@@ -201,11 +201,14 @@ def _padded(windows: Sequence[tuple[int, list[int]]], filler: int) -> tuple[Tens
 
 def _window_nats(model: PreTrainedModel, ids: Tensor, labels: Tensor, forward: Mapping[str, Any]) -> Tensor:
     """The summed loss of each window, float64 on the CPU: (batch,)."""
-    logits = model(input_ids=ids.to(model.device), use_cache=False, **forward).logits[:, :-1]
+    logits = model(
+        input_ids=ids[:, :-1].to(model.device), use_cache=False, **forward
+    ).logits  # (batch, seq, vocabulary)
+    targets = labels[:, 1:].to(model.device)
     losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), labels[:, 1:].to(model.device), ignore_index=IGNORED, reduction="none"
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.double().sum(dim=1).cpu()
+    return losses.view_as(targets).double().sum(dim=1).cpu()
 
 
 def _summed(nats: Tensor, sizes: Tensor) -> Score:
