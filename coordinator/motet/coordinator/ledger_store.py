@@ -212,6 +212,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.executescript(_SCHEMA)
+        (damage,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
     except BaseException:
         database.close()
         raise
@@ -221,7 +224,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _entry(sequence: int, digest: str, text: str) -> LedgerEntry:
     try:
         entry = LedgerEntry.parse(text.encode())
-    except DocumentError as error:
+    except (DocumentError, AttributeError) as error:  # a damaged file can hold other types than its schema allows
         raise LedgerError(f"the ledger's entry {sequence} is damaged: {error}; restore a backup") from error
     if entry.sequence != sequence or entry.digest != digest:
         raise LedgerError(f"the ledger's entry {sequence} was changed outside of motet; restore a backup")

@@ -1,0 +1,136 @@
+"""A coordinator's home with a tiny anchor, and owners who can join and contribute to it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from motet.coordinator.home import CoordinatorHome, init
+from motet.moe.anchor import Anchor
+from motet.moe.experts import update_specs
+from motet.moe.statistics import measure
+from motet.moe.tensor_files import TensorSpec, TensorWriter
+from motet.protocols.canonical import file_digest
+from motet.protocols.charter import Addresses, ExpertRules
+from motet.protocols.contribution import Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
+from motet.protocols.signing import Signed, SigningKey, seal
+
+PUBLIC = [f"Public document number {number}, about the weather in town {number * 7}." for number in range(60)]
+
+
+def flower_line() -> str:
+    key = ec.generate_private_key(ec.SECP384R1()).public_key()
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """An owner with keys, able to sign whatever a test asks for."""
+
+    name: str
+    key: SigningKey
+    flower_key: str
+
+    def request(self, home: CoordinatorHome, **changes: str) -> Signed:
+        values = {"charter": home.charter.digest, "name": self.name, "owner": self.key.public}
+        return seal(JoinRequest(**(values | {"flower_key": self.flower_key} | changes)), self.key)
+
+    def manifest(self, home: CoordinatorHome, update: Path, **changes: object) -> Signed:
+        values = {
+            "charter": home.charter.digest,
+            "anchor": home.charter.anchor.digest,
+            "name": self.name,
+            "owner": self.key.public,
+            "update": file_digest(update),
+            "update_bytes": update.stat().st_size,
+            "terms": Terms(licence="CC0-1.0"),
+            "training": TrainingRecord(
+                steps=1, tokens=10, documents=1, held_out_documents=1, seed=0, public_share=0.25
+            ),
+            "bits_per_byte": {"anchor": 2.0, "expert": 1.5},
+        }
+        return seal(Contribution.model_validate(values | changes), self.key)
+
+    def withdrawal(self, home: CoordinatorHome, contribution: str) -> Signed:
+        return seal(Withdrawal(charter=home.charter.digest, contribution=contribution, owner=self.key.public), self.key)
+
+
+WriteUpdate = Callable[..., Path]
+"""`write_update(path, seed=0, specs=None, poison=None)`: what an owner trained, or something worse."""
+
+
+def random_update(path: Path, specs: list[TensorSpec], *, seed: int, poison: float | None) -> Path:
+    draw = torch.Generator().manual_seed(seed)
+    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+    with TensorWriter(path, specs) as writer:
+        for spec in specs:
+            tensor = (torch.randn(spec.shape, generator=draw) * 0.01).to(dtypes[spec.dtype])
+            if poison is not None and spec == specs[-1]:
+                tensor.view(-1)[-1] = poison
+            writer.write_tensor(spec.name, tensor)
+    return path
+
+
+@pytest.fixture
+def write_update(home: CoordinatorHome) -> WriteUpdate:
+    def write(path: Path, *, seed: int = 0, specs: list[TensorSpec] | None = None, poison: float | None = None) -> Path:
+        return random_update(path, specs or update_specs(home.anchor_manifest), seed=seed, poison=poison)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def anchor_with_statistics(anchor_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("published") / "anchor"
+    shutil.copytree(anchor_directory, directory)
+    measure(Anchor.load(directory), PUBLIC[:20]).save(directory / "statistics.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def public_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "public.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in PUBLIC))
+    return path
+
+
+@pytest.fixture(scope="session")
+def home_template(anchor_with_statistics: Path, public_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "home"
+    init(
+        path,
+        name="quickstart",
+        anchor_directory=anchor_with_statistics,
+        public_text=public_text,
+        addresses=Addresses(data_plane="127.0.0.1:9443", flower="localhost:8000"),
+        experts=ExpertRules(licences=("CC0-1.0", "Apache-2.0"), max_update_bytes=1 << 20, inline_bytes=1 << 19),
+    )
+    return path
+
+
+@pytest.fixture
+def home(home_template: Path, tmp_path: Path) -> Iterator[CoordinatorHome]:
+    """A home of this test's own; always the same charter."""
+    shutil.copytree(home_template, tmp_path / "home")
+    opened = CoordinatorHome(tmp_path / "home")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def make_owner() -> Callable[[str], Owner]:
+    return lambda name: Owner(name=name, key=SigningKey.generate(), flower_key=flower_line())
+
+
+@pytest.fixture
+def medicine(home: CoordinatorHome, make_owner: Callable[[str], Owner]) -> Owner:
+    """An enrolled owner."""
+    owner = make_owner("medicine")
+    home.enrol(owner.request(home))
+    return owner
