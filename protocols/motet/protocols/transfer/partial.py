@@ -11,6 +11,7 @@ that much needs to be read again; whatever the journal does not vouch for is cut
 
 import os
 import struct
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -125,10 +126,12 @@ class Partial:
             doubtful.append(record)
             self.offset, self.received = record.end, record.received
             self._entries += 1
-        sound = self._sound(doubtful)
-        if sound < len(doubtful):
-            self._entries -= len(doubtful) - sound
-            self.offset = doubtful[sound].end - doubtful[sound].length
+        tail = [record for record in doubtful if record.end > self.offset - SYNC_BYTES - MAX_CHUNK_BYTES]
+        sound = self._sound(tail)
+        if sound < len(tail):
+            self._entries -= len(tail) - sound
+            self.offset = tail[sound].end - tail[sound].length
+        self._unsynced = SYNC_BYTES if self.offset else 0  # the dead process may not have come to it
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self.offset:
             self.start_over()
@@ -136,7 +139,7 @@ class Partial:
             if path.exists():
                 os.truncate(path, size)
 
-    def _sound(self, records: deque[_Record]) -> int:
+    def _sound(self, records: list[_Record]) -> int:
         """How many of these records, from the first, the file bears out."""
         if not self.path.exists():
             return len(records)
@@ -147,6 +150,13 @@ class Partial:
                 if len(data) != record.length or zlib.crc32(data) != record.checksum:
                     return index
         return len(records)
+
+
+def forget_stale(directory: Path, *, days: float) -> None:
+    """Delete partial files that nobody has touched for so long: abandoned, or withdrawn before they were whole."""
+    for path in directory.iterdir():
+        if path.suffix in (".part", ".journal") and time.time() - path.stat().st_mtime > days * 86400:
+            path.unlink()
 
 
 def _records(path: Path) -> Iterator[_Record]:

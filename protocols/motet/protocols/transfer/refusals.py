@@ -3,6 +3,7 @@
 The word is in the trailing metadata `motet-reason`; docs/transfer.md lists them.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ from motet.protocols.errors import (
     TransferError,
     TransferRefused,
 )
+
+log = logging.getLogger(__name__)
 
 REASON_KEY = "motet-reason"
 TRANSIENT = frozenset({"bad-checksum", "busy", "stale-nonce", "unknown-session", "wrong-offset"})
@@ -41,13 +44,19 @@ _CODES = {
 
 @contextmanager
 def refusing(context: grpc.ServicerContext) -> Iterator[None]:
-    """Server side: answer an error of ours with its status, reason and message."""
+    """Server side: answer an error with its status, reason and message; what is not ours goes to the log only."""
     try:
         yield
+    except grpc.RpcError:  # the client is gone
+        raise
     except MotetError as error:
         reason = _reason_of(error)
         context.set_trailing_metadata(((REASON_KEY, reason),))
         context.abort(_CODES.get(reason, grpc.StatusCode.FAILED_PRECONDITION), str(error)[:_MESSAGE_CHARACTERS])
+    except Exception:
+        log.exception("a data plane call failed")
+        context.set_trailing_metadata(((REASON_KEY, "failed"),))
+        context.abort(grpc.StatusCode.INTERNAL, "the coordinator failed and its log says why; tell the coordinator")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import grpc  # type: ignore[import-untyped]
 from motet.protocols.canonical import storage_errors
 from motet.protocols.errors import FederationError
 from motet.protocols.transfer.expert_transfer_pb2_grpc import add_ExpertTransferServicer_to_server
+from motet.protocols.transfer.partial import forget_stale
 from motet.protocols.transfer.policy import TransferPolicy
 from motet.protocols.transfer.service import ExpertTransferService
 from motet.protocols.transfer.stall import STALL_SECONDS
@@ -19,6 +20,9 @@ from motet.protocols.transfer.stall import STALL_SECONDS
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 3 << 20
+STALE_DAYS = 30.0
+"""How long an unfinished upload is kept."""
+
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -38,7 +42,7 @@ def serve(
     address: str,
     certificate_chain: bytes,
     private_key: bytes,
-    max_workers: int = 32,
+    max_workers: int = 64,
     stall_seconds: float = STALL_SECONDS,
 ) -> grpc.Server:
     """Start the service, TLS only; stop it with `.stop(grace_seconds)`.
@@ -57,6 +61,7 @@ def serve(
     """
     with storage_errors(policy.intake_directory):
         policy.intake_directory.mkdir(parents=True, exist_ok=True)
+        forget_stale(policy.intake_directory, days=STALE_DAYS)
     server = grpc.server(
         ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="motet-transfer"),
         options=_OPTIONS,

@@ -108,7 +108,8 @@ class Upload:
             self.partial.remove()
             return receipt
         except AdmissionRefused:
-            self.partial.start_over()
+            with self.changed:
+                self.partial.start_over()
             raise
         finally:
             with self.changed:
@@ -119,7 +120,8 @@ class Upload:
         self.partial.sync()
         digest = file_digest(self.partial.path)
         if digest != self.manifest.update:
-            self.partial.start_over()
+            with self.changed:
+                self.partial.start_over()
             raise TransferRefused(
                 f"the update's digest is {digest}, its manifest says {self.manifest.update}; "
                 "what arrived was dropped, send it again",
