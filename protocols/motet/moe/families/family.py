@@ -2,12 +2,41 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from motet.moe.mixture import Mixture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Treatment:
+    """What widening the hidden size does to one tensor of the stock export.
+
+    hidden_axis: the axis that grows, filled with zeros; None when the tensor does not touch the hidden size.
+    scaled: whether the tensor is multiplied by sqrt(old width / new width), so that norms over it stay what they were.
+    constant: whether the first new channels carry the constant that the router reads its bias from.
+    """
+
+    hidden_axis: int | None = None
+    scaled: bool = False
+    constant: bool = False
+
+
+class Stock(Protocol):
+    """How a family is written as a stock transformers architecture."""
+
+    def name(self, native: str) -> str:
+        """The stock name of a composite's tensor."""
+
+    def treatment(self, native: str) -> Treatment:
+        """What widening does to a composite's tensor."""
+
+    def config(
+        self, anchor: PreTrainedConfig, *, experts: int, per_token: int, normalise: bool, width: int
+    ) -> PreTrainedConfig:
+        """The stock configuration of a composite whose hidden size has become `width`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,19 +46,19 @@ class Family:
     model_type: as in the anchor's configuration.
     projections: the names of the MLP's matrices below `model.layers.{l}.mlp.`.
     post_norm: whether the MLP reads the raw residual stream, which lets a stock export fold in the router's bias.
-    stock_type: the transformers `model_type` of the stock export.
     base: builds the anchor without its head, module names as in its checkpoints below `model.`.
     mlp: builds one feed-forward network.
     layer: builds a decoder layer (configuration, index, mixture) that takes `expert_mask` and hands it to the mixture.
+    stock: its stock export.
     """
 
     model_type: str
     projections: tuple[str, ...]
     post_norm: bool
-    stock_type: str
     base: Callable[[Any], PreTrainedModel]
     mlp: Callable[[Any], nn.Module]
     layer: Callable[[Any, int, Mixture], nn.Module]
+    stock: Stock
 
     def ffn_names(self, layer: int) -> tuple[str, ...]:
         """The anchor's tensor names of one layer's feed-forward network."""

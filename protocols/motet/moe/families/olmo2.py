@@ -8,6 +8,7 @@ from transformers.models.olmo2.configuration_olmo2 import Olmo2Config
 from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2MLP
 
 from motet.moe.families.family import Family
+from motet.moe.families.flex_olmo import FlexOlmoStock
 from motet.moe.mixture import Mixture
 
 
@@ -35,8 +36,8 @@ OLMO2 = Family(
     model_type="olmo2",
     projections=("gate_proj", "up_proj", "down_proj"),
     post_norm=True,
-    stock_type="flex_olmo",
     base=Olmo2Model,
     mlp=Olmo2MLP,
     layer=Olmo2MixtureLayer,
+    stock=FlexOlmoStock(),
 )
