@@ -165,8 +165,8 @@ def _fate_of(biases: Mapping[str, Array], family: Family, drop_bias: bool) -> Li
         return "none"
     if not family.post_norm and not drop_bias:
         raise ExportError(
-            f"saw a router bias in a {family.model_type} composite, wanted none: its MLPs read normalised states, where "
-            "no constant survives; export with drop_bias and report the cost"
+            f"saw a router bias in a {family.model_type} composite, wanted none: its MLPs read normalised states, "
+            "where no constant survives; export with drop_bias and report the cost"
         )
     return "dropped" if drop_bias else "folded"
 
