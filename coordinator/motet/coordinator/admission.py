@@ -4,13 +4,13 @@ Reading the file is `motet.coordinator.inspection`'s business, in a child proces
 a word for the ledger and a sentence for the owner. Names, shapes and dtypes come from the coordinator's own anchor
 manifest, never from a message or from the file.
 
-    contribution = examine_manifest(signed, standing, charter)      # before the bytes travel
-    examine_update(contribution, findings, update_specs(manifest))  # when they are there
+    contribution = examine_manifest(signed, standing, charter)          # before the bytes travel
+    examine_update(contribution, findings, wanted_tensors(manifest))    # when they are there
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from motet.moe.tensor_files import TensorSpec
+from motet.protocols.anchor_manifest import PROJECTIONS, AnchorManifest, ffn_name
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution
@@ -23,6 +23,10 @@ MAX_CHANGE = 1e4
 """The largest magnitude admitted in a difference: weights are around 1, so more is damage."""
 MAX_ROW = 1e8
 """The largest magnitude admitted in a routing row, in nats."""
+
+
+Kind = tuple[str, tuple[int, ...]]
+"""A tensor's safetensors dtype and shape."""
 
 
 class FoundTensor(Strict):
@@ -43,6 +47,21 @@ class Findings(Strict):
     tensors: tuple[FoundTensor, ...] = ()
     problem: str | None = None
     """Why the file could not be read as tensors; None if it could."""
+
+
+def wanted_tensors(manifest: AnchorManifest) -> dict[str, Kind]:
+    """Name -> kind of every tensor in an update for this anchor: what `motet.moe.experts.update_specs` says.
+
+    Said again here because the process that decides, and holds the coordinator's key, does without torch.
+    """
+    shapes = {tensor.name: tensor.shape for tensor in manifest.tensors}
+    wanted: dict[str, Kind] = {}
+    for layer in range(manifest.layers):
+        names = [ffn_name(layer, projection) for projection in PROJECTIONS]
+        wanted |= {name: ("BF16", shapes[name]) for name in names}
+        wanted[f"model.layers.{layer}.mlp.router.weight"] = ("F32", (manifest.hidden_size,))
+        wanted[f"model.layers.{layer}.mlp.router.bias"] = ("F32", (1,))
+    return wanted
 
 
 def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Contribution:
@@ -66,13 +85,13 @@ def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Co
     return contribution
 
 
-def examine_update(contribution: Contribution, findings: Findings, wanted: Sequence[TensorSpec]) -> None:
+def examine_update(contribution: Contribution, findings: Findings, wanted: Mapping[str, Kind]) -> None:
     """What can be judged once the update is there.
 
     Args:
         contribution: its manifest, examined before.
         findings: what its file holds.
-        wanted: what an update for this anchor holds (`motet.moe.experts.update_specs`).
+        wanted: what an update for this anchor holds (`wanted_tensors`).
 
     Raises:
         AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "missing-tensor", "extra-tensor",
@@ -84,8 +103,8 @@ def examine_update(contribution: Contribution, findings: Findings, wanted: Seque
         raise _refusal("malformed", f"the update is no tensor file: {findings.problem}")
     found = {tensor.name: tensor for tensor in findings.tensors}
     _check_names(found, wanted)
-    for spec in wanted:
-        _check_tensor(found[spec.name], spec)
+    for name, kind in wanted.items():
+        _check_tensor(found[name], kind)
 
 
 def _open(signed: Signed) -> Contribution:
@@ -125,22 +144,22 @@ def _check_rules(contribution: Contribution, charter: Charter) -> None:
         )
 
 
-def _check_names(found: Mapping[str, FoundTensor], wanted: Iterable[TensorSpec]) -> None:
-    names = {spec.name for spec in wanted}
-    if missing := sorted(names - found.keys()):
-        raise _refusal("missing-tensor", f"saw no {missing[0]} ({len(missing)} missing), wanted all {len(names)}")
-    if extra := sorted(found.keys() - names):
+def _check_names(found: Mapping[str, FoundTensor], wanted: Mapping[str, Kind]) -> None:
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise _refusal("missing-tensor", f"saw no {missing[0]} ({len(missing)} missing), wanted all {len(wanted)}")
+    if extra := sorted(found.keys() - wanted.keys()):
         raise _refusal("extra-tensor", f"saw {extra[0]} ({len(extra)} extra), wanted the anchor's FFN and rows only")
 
 
-def _check_tensor(found: FoundTensor, spec: TensorSpec) -> None:
-    _same("wrong-dtype", f"dtype of {spec.name}", found.dtype, spec.dtype, "pack the update with motet")
-    _same("wrong-shape", f"shape of {spec.name}", found.shape, spec.shape, "train on the charter's anchor")
+def _check_tensor(found: FoundTensor, kind: Kind) -> None:
+    name, (dtype, shape) = found.name, kind
+    _same("wrong-dtype", f"dtype of {name}", found.dtype, dtype, "pack the update with motet")
+    _same("wrong-shape", f"shape of {name}", found.shape, shape, "train on the charter's anchor")
     if found.largest is None:
-        raise _refusal("not-finite", f"{spec.name} holds NaN or infinity, wanted finite values; train again")
-    limit = MAX_ROW if ".router." in spec.name else MAX_CHANGE
+        raise _refusal("not-finite", f"{name} holds NaN or infinity, wanted finite values; train again")
+    limit = MAX_ROW if ".router." in name else MAX_CHANGE
     if found.largest > limit:
-        raise _refusal("out-of-range", f"{spec.name}: saw {found.largest:g}, wanted at most {limit:g}; train again")
+        raise _refusal("out-of-range", f"{name}: saw {found.largest:g}, wanted at most {limit:g}; train again")
 
 
 def _same(reason: str, what: str, saw: object, wanted: object, advice: str) -> None:

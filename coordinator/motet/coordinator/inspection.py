@@ -1,9 +1,9 @@
 """Reading an update that nobody vouches for, in a child process with little memory and little time.
 
 Guarantees that the process which holds the coordinator's key never parses an update: the child does, under caps of
-its own (private memory, CPU time, no file written, no core), and what it says is parsed strictly. It needs numpy but
-no torch, streams the file once for its digest and once for its values, and finds the largest magnitude by comparing
-bits: for IEEE formats without the sign their order is the magnitudes' order, with infinity and NaN above all.
+its own (private memory, CPU time, no file written, no core), and what it says is parsed strictly. It streams the file
+once for its digest and once for its values, and finds the largest magnitude by comparing bits: for IEEE formats
+without the sign their order is the magnitudes' order, with infinity and NaN above all.
 
     findings = inspect(Path("update.safetensors"))
 """
@@ -17,14 +17,17 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from motet.coordinator.admission import Findings, FoundTensor
-from motet.moe.tensor_files import TensorReader, TensorSpec
 from motet.protocols.canonical import CHUNK_BYTES
 from motet.protocols.errors import AdmissionRefused, FederationError, TensorFileError
 
-MEMORY_BYTES = 256 << 20
-"""Private memory of the child; about 60 MB are used."""
+if TYPE_CHECKING:
+    from motet.moe.tensor_files import TensorReader, TensorSpec
+
+MEMORY_BYTES = 1 << 30
+"""Private memory of the child: about 300 MB are used, nearly all of them by importing what reads tensor files."""
 SECONDS, BYTES_PER_SECOND = 60, 20 << 20
 """Time allowed: this many seconds, and one more for so many bytes."""
 MAX_TENSORS = 100_000
@@ -86,6 +89,8 @@ def limit_resources(*, memory_bytes: int, seconds: int) -> None:
 
 def read_findings(path: Path) -> Findings:
     """What is in the file, in this process."""
+    from motet.moe.tensor_files import TensorReader  # brings torch, which the parent does without
+
     size, digest = path.stat().st_size, _digest(path)
     try:
         with TensorReader(path) as reader:
@@ -105,11 +110,11 @@ def _digest(path: Path) -> str:
     return "sha256:" + state.hexdigest()
 
 
-def _look(reader: TensorReader, spec: TensorSpec) -> FoundTensor:
+def _look(reader: "TensorReader", spec: "TensorSpec") -> FoundTensor:
     return FoundTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape, largest=largest_magnitude(reader, spec))
 
 
-def largest_magnitude(reader: TensorReader, spec: TensorSpec) -> float | None:
+def largest_magnitude(reader: "TensorReader", spec: "TensorSpec") -> float | None:
     """The largest magnitude in a tensor; None if a value is not finite or the dtype is neither BF16 nor F32."""
     import numpy
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from motet.coordinator.admission import examine_manifest, examine_update
+from motet.coordinator.admission import examine_manifest, examine_update, wanted_tensors
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import inspect
 from motet.coordinator.ledger_store import Draft
@@ -143,10 +143,8 @@ class Intake:
             shutil.rmtree(path, ignore_errors=True)
 
     def _admit(self, signed: Signed, contribution: Contribution, update: Path, received_bytes: int) -> Signed:
-        from motet.moe.experts import update_specs
-
         manifest = self._home.anchor_manifest
-        examine_update(contribution, inspect(update), update_specs(manifest))
+        examine_update(contribution, inspect(update), wanted_tensors(manifest))
         with self._store.admitting():
             self._store.materialise(contribution.digest, update, self._home.path, anchor=manifest.digest)
             entry = self._home.ledger.append(
