@@ -13,6 +13,7 @@ import glob
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,12 +165,13 @@ def _dataset(path: Path, kind: str) -> Iterable[dict[str, Any]]:
     datasets_logging.set_verbosity(logging.CRITICAL)  # what it would say is in our error
     name = glob.escape(os.fspath(path.resolve()))
     try:
-        if kind == "text":
-            rows = IterableDataset.from_text(name, sample_by="document")
-        elif kind == "jsonl":
-            rows = IterableDataset.from_json(name)
-        else:
-            rows = IterableDataset.from_parquet(name)
+        with tempfile.TemporaryDirectory() as cache:  # only a lock is put there, and only until the file is opened
+            if kind == "text":
+                rows = IterableDataset.from_text(name, cache_dir=cache, sample_by="document")
+            elif kind == "jsonl":
+                rows = IterableDataset.from_json(name, cache_dir=cache)
+            else:
+                rows = IterableDataset.from_parquet(name, cache_dir=cache)
     except StopIteration:
         return []
     except Exception as error:

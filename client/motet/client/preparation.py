@@ -8,6 +8,7 @@ measured once and kept in the home; like the text, they never leave it. The rows
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from motet.client.owner import OwnerHome
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics, measure
+from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, file_digest, hex_of
 from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import StatisticsError
@@ -45,6 +47,27 @@ class Material:
         return digest_of({"charter": self.charter, "corpus": self.corpus.digest})
 
 
+def fetch_anchor(home: OwnerHome) -> None:
+    """Fetch the anchor, its statistics and the public text from the coordinator, unless they are there.
+
+    Raises:
+        TransferRefused: for example "unknown-owner", until the coordinator has admitted the join request.
+        TransferBroken, StorageError: the same call resumes.
+    """
+    if (home.anchor / STATISTICS_FILE).exists() and home.public_text.exists():
+        return
+    charter = home.charter
+    _log.info("fetching the anchor")
+    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+        transfer.fetch(
+            channel,
+            digest=charter.anchor.bundle,
+            into=home.anchor,
+            key=home.key,
+            audience=transfer.audience_of(charter),
+        )
+
+
 def open_anchor(home: OwnerHome) -> Anchor:
     """The anchor in the home, read and checked against the charter.
 
@@ -53,6 +76,28 @@ def open_anchor(home: OwnerHome) -> Anchor:
         AnchorMismatch: it is not the one that the charter pins.
     """
     return Anchor.load(home.anchor, expect=home.charter.anchor.digest)
+
+
+def fetch_anchor(home: OwnerHome, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Anchor:
+    """Fetch what the charter's anchor comes with (model, tokenizer, statistics, public text) over the data plane.
+
+    Only an enrolled owner is served. Files that are there already are verified and kept.
+
+    Raises:
+        TransferRefused, TransferBroken, StorageError: it cannot be fetched; the same call resumes.
+        AnchorError, AnchorMismatch: what came is not what the charter pins.
+    """
+    charter = home.charter
+    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+        transfer.fetch(
+            channel,
+            digest=charter.anchor.bundle,
+            into=home.anchor,
+            key=home.key,
+            audience=transfer.audience_of(charter),
+            progress=progress,
+        )
+    return open_anchor(home)
 
 
 def prepare(home: OwnerHome) -> Material:
