@@ -1,6 +1,6 @@
 """The owner's SuperNode: how it is started, and kept running.
 
-    node = SuperNode(home=home, owner=key.public, key=home / "keys/flower", superlink="host:8000", authority=ca)
+    node = SuperNode.of(OwnerHome.load(Path("owner")))
     raise SystemExit(supervise(node.command, node.environment()))
 
 A SuperNode that was killed cannot come back at once: until its last heartbeat runs out, about a minute, the SuperLink
@@ -21,7 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
+from motet.client.owner import OwnerHome
+from motet.protocols.canonical import write_atomically
 from motet.protocols.flower_home import flower_environment, free_port
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,19 @@ class SuperNode:
     """host:port of the SuperLink's Fleet API, or of the proxy in front of it."""
     authority: Path
     """PEM file of the CA that the SuperLink's certificate chains to."""
+
+    @classmethod
+    def of(cls, home: OwnerHome) -> Self:
+        """The node of a home: address and certificate authority are those of the charter that the owner joined."""
+        authority = home.path / "flower" / "ca.pem"
+        write_atomically(authority, home.charter.certificate_authority.encode())
+        return cls(
+            home=home.path.absolute(),
+            owner=home.key.public,
+            key=home.flower_key.absolute(),
+            superlink=home.charter.addresses.flower,
+            authority=authority.absolute(),
+        )
 
     def command(self) -> list[str]:
         """The command line; its own runtime API gets a port of the loopback that is free now."""
