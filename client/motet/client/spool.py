@@ -121,7 +121,7 @@ class Spool:
         Raises:
             WorkerBusy: another worker holds the lock.
         """
-        self._hold()
+        self.hold()
         with self._editing():
             for wanted in _IN_ORDER:
                 for file in self._files():
@@ -183,7 +183,8 @@ class Spool:
             os.close(self._held)
             self._held = None
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Take the worker's lock, which `close`, or the end of the process, gives back; raises WorkerBusy."""
         if self._held is not None:
             return
         descriptor = self._open(self._lock_path)

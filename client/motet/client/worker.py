@@ -23,7 +23,7 @@ from motet.client.contribute import job_result, rides_flower, send
 from motet.client.evaluation import evaluate
 from motet.client.owner import OwnerHome
 from motet.client.packing import Packed, pack
-from motet.client.preparation import prepare
+from motet.client.preparation import fetch_anchor, prepare
 from motet.client.spool import Job, Spool
 from motet.client.training import Progress, train
 from motet.protocols.canonical import hex_of
@@ -77,9 +77,11 @@ def make_contribution(
     """Measure, train and pack under the home's charter, resuming from whatever is done; None when told to stop.
 
     Raises:
-        AnchorError, StatisticsError, DataError, TrainingError, ExpertError, StorageError: what stands in the way.
+        AnchorError, StatisticsError, DataError, TrainingError: the material or the training.
+        ExpertError, TransferError, StorageError: what came of it, or getting the anchor.
     """
     report(0.0, "reading the text and the anchor")
+    fetch_anchor(home)
     material = prepare(home)
     report(0.05, f"training on {len(material.corpus.train)} documents")
 

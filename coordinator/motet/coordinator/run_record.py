@@ -7,12 +7,14 @@
     run/state.json                                          where the run stands, for people and for `flwr`-less waiting
     run/owners/<owner>/<contribution>/receipt.json          the answer to an update that came inline
     run/owners/<owner>/<contribution>/receipt.delivered     the owner has it
+    run/owners/<owner>/<contribution>/sent.json             the bytes that the owner sent for it, as the owner counted
     run/owners/<owner>/<contribution>/<composite>.json      the owner's signed evaluation report
 
 Keys, not node ids or run ids, name the folders: nothing is done twice because Flower was started again.
 """
 
 import fcntl
+import json
 import logging
 import os
 import time
@@ -23,7 +25,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from motet.protocols.canonical import Digest, hex_of, storage_errors, write_atomically
+from motet.protocols.canonical import Digest, canonical_json, hex_of, storage_errors, write_atomically
 from motet.protocols.control import Phase
 from motet.protocols.documents import Document, Name, PublicKey, Strict
 from motet.protocols.errors import FederationError
@@ -135,6 +137,19 @@ class RunRecord:
     def has_report(self, owner: str, contribution: str, composite: str) -> bool:
         """Whether this owner has evaluated this composite, in this run or before."""
         return self._report(owner, contribution, composite).exists()
+
+    def keep_sent(self, owner: str, contribution: str, sent_bytes: int) -> None:
+        """Keep what an update took to travel, framing and repeats included."""
+        path = self._folder(owner, contribution) / "sent.json"
+        data = canonical_json({"sent_bytes": sent_bytes})
+        if not path.exists() or path.read_bytes() != data:
+            write_atomically(path, data)
+
+    @classmethod
+    def sent_bytes(cls, home: Path, owner: str, contribution: str) -> int | None:
+        """What `keep_sent` kept, None if nobody told."""
+        path = cls(home, "")._folder(owner, contribution) / "sent.json"
+        return int(json.loads(path.read_bytes())["sent_bytes"]) if path.exists() else None
 
     def _report(self, owner: str, contribution: str, composite: str) -> Path:
         return self._folder(owner, contribution) / f"{hex_of(composite)}.json"

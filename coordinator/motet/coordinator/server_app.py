@@ -7,7 +7,6 @@ What to do next is decided in `motet.coordinator.gather`, letters go through `mo
 reason, is continued by the next one: contributions and evaluations that are there already are not asked for again.
 """
 
-import importlib
 import logging
 import threading
 import time
@@ -35,7 +34,7 @@ from motet.coordinator.gather import (
 from motet.coordinator.post import Answer, Post
 from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState
 from motet.protocols.contribution import JoinRequest
-from motet.protocols.control import EvaluateRequest, TrainRequest
+from motet.protocols.control import EvaluateRequest, OwnerStatus, TrainRequest
 from motet.protocols.errors import FederationError, MotetError
 from motet.protocols.jobs import InlineUpdate, Request, StatusQuery, contribution_of, job_id, kind_of, report_of
 from motet.protocols.receipts import Receipt
@@ -89,8 +88,9 @@ def serve(open_federation: Callable[[Path], Federation]) -> ServerApp:
 
 
 def _open(home: Path) -> Federation:
-    opened: Federation = importlib.import_module("motet.coordinator.federation").open(home)  # torch: only when needed
-    return opened
+    from motet.coordinator.run_federation import RunFederation
+
+    return RunFederation.open(home)
 
 
 app = serve(_open)
@@ -191,15 +191,23 @@ class Run:
             self._delivered(peer.owner)
         asked = answer.order is Order.REQUEST
         peer = self.peers[peer.owner] = after_answer(peer, answer.status, now=now, requested=asked)
+        self._note_sent(answer.status)
         if answer.inline is not None:
             self._admit(peer, answer.inline)
         if isinstance(request, EvaluateRequest):
             self._keep_report(peer, request.composite)
 
+    def _note_sent(self, status: OwnerStatus) -> None:
+        for job in status.jobs:
+            contribution, sent = contribution_of(job), (job.result or {}).get("sent_bytes")
+            if contribution is not None and isinstance(sent, int) and sent > 0:
+                self.record.keep_sent(status.owner, contribution, sent)
+
     def _admit(self, peer: Peer, inline: InlineUpdate) -> None:
         signed = self.federation.admit_inline(inline.manifest, inline.update)
         receipt = signed.open(Receipt)
         self.record.keep_receipt(peer.owner, receipt.contribution, signed)
+        self.record.keep_sent(peer.owner, receipt.contribution, len(inline.manifest) + len(inline.update))
         if receipt.status != "admitted":
             fault = f"refused ({receipt.reason}): {receipt.message}"
             self.peers[peer.owner] = replace(peer, fault=fault)

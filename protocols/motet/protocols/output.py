@@ -1,16 +1,21 @@
-"""What commands print: results on stdout, as lines for people or one JSON value for programs.
+"""What commands print: results on stdout, as lines for people or one JSON value for programs; the rest on stderr.
 
-show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
+    show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
+    note("ready on 127.0.0.1:9443")
+    upload(..., progress=progress_line("sending"))
 """
 
 import json
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of lines.")]
+
+_PLAIN_SECONDS = 5.0
 
 
 def show(value: Any, *, as_json: bool, lines: Iterable[str]) -> None:  # noqa: ANN401 - any JSON value
@@ -24,3 +29,23 @@ def note(line: str) -> None:
     """Tell people at the terminal something that is no result: a line on stderr."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def progress_line(what: str) -> Callable[[int, int], None]:
+    """A callback (done, total): one line that renews itself on a terminal, else a line every few seconds."""
+    terminal, told = sys.stderr.isatty(), time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        now, over = time.monotonic(), done >= total
+        if not over and now - told < (0.1 if terminal else _PLAIN_SECONDS):
+            return
+        told = now
+        line = f"{what} {done:,} of {total:,} bytes"
+        if terminal:
+            sys.stderr.write(f"\r{line}" + ("\n" if over else ""))
+            sys.stderr.flush()
+        elif not over:
+            note(line)
+
+    return progress

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from motet.demo.processes import Troupe
+from motet.protocols.processes import Troupe
 from motet.protocols.errors import FederationError
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -92,7 +92,7 @@ def test_waiting_too_long_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time; from pathlib import Path; from motet.demo.processes import Troupe\n"
+        "import os, sys, time; from pathlib import Path; from motet.protocols.processes import Troupe\n"
         f"child = Troupe(logs=Path({str(tmp_path)!r}), environment=os.environ).start('s', {SLEEPER!r})\n"
         "print(child.pid, flush=True); time.sleep(60)"
     )

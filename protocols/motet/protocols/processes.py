@@ -30,7 +30,8 @@ _GRACE_SECONDS = 5.0
 _LOG_TAIL_LINES = 12
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies; for `preexec_fn`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -38,9 +39,10 @@ def _end_with_parent() -> None:
 class Troupe:
     """A set of child processes with a log file each."""
 
-    def __init__(self, *, logs: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, *, logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Keep the children's output in `logs`; `environment` is theirs, None this process's own."""
         self._logs = logs
-        self._environment = dict(environment)
+        self._environment = dict(os.environ if environment is None else environment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._descendants: dict[int, psutil.Process] = {}
         logs.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ class Troupe:
                 stderr=subprocess.STDOUT,
                 env=self._environment | dict(environment or {}),
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         self._running[name] = child
         return child

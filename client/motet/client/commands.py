@@ -1,0 +1,213 @@
+"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from motet.protocols.output import Json, note, progress_line, show
+
+Home = Annotated[Path, typer.Option("--dir", help="The owner's home.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+class Part(StrEnum):
+    """The processes of an owner."""
+
+    ALL = "all"
+    WORKER = "worker"
+    SUPERNODE = "supernode"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's sub-commands to the command line."""
+    for command in (join, train, work, contribute, withdraw, pull):
+        app.command()(command)
+    app.command("eval")(evaluate)
+
+
+def join(
+    charter: Annotated[Path, typer.Argument(help="The coordinator's charter.signed.json.")],
+    directory: Home,
+    name: Annotated[str, typer.Option(help="What the expert, and its column in every table, is called.")],
+    data: Annotated[list[str], typer.Option(help="A file or glob pattern of your text; may be repeated.")],
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the terms you lend the expert under.")],
+    coordinator: Annotated[
+        str | None, typer.Option(help="The key that must have signed the charter; asked for if not given.")
+    ] = None,
+    attribution: Annotated[str | None, typer.Option(help="The line to show where the expert is used.")] = None,
+    purpose: Annotated[str | None, typer.Option(help="What the expert may be used for.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A key of owner.toml, for example training.steps=200.")
+    ] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Join a federation: make the two keys, owner.toml and a signed join request."""
+    from motet.client.joining import join as join_federation
+
+    def confirm(question: str) -> bool:
+        return yes or typer.confirm(question, err=True)
+
+    joined = join_federation(
+        charter,
+        directory,
+        name=name,
+        files=tuple(data),
+        terms={"licence": licence, "attribution": attribution, "purpose": purpose},
+        coordinator=coordinator,
+        settings=tuple(setting or ()),
+        confirm=confirm,
+    )
+    show(
+        joined.as_json(),
+        as_json=as_json,
+        lines=[
+            f"owner         {joined.owner}",
+            f"join request  {joined.request}",
+            f"Give the join request to the coordinator, who runs `motet admit`; then: motet work --dir {directory}",
+        ],
+    )
+
+
+def train(
+    directory: Home,
+    dry_run: Annotated[bool, typer.Option(help="Check text and anchor, say what would happen.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train and pack the expert now, on this machine; nothing leaves. Resumes where it was interrupted."""
+    from motet.client.foreground import plan_training, train_now
+
+    if dry_run:
+        plan = plan_training(directory)
+        show(plan.as_json(), as_json=as_json, lines=plan.lines())
+        return
+    packed = train_now(directory, announce=note)
+    show(
+        {
+            "contribution": packed.digest,
+            "update": str(packed.update),
+            "bits_per_byte": packed.contribution.bits_per_byte,
+        },
+        as_json=as_json,
+        lines=[f"contribution {packed.digest}", f"Nothing has left. To send it: motet contribute --dir {directory}"],
+    )
+
+
+def work(
+    directory: Home,
+    part: Annotated[Part, typer.Argument(help="Which of the owner's processes to run.")] = Part.ALL,
+    once: Annotated[bool, typer.Option(help="For worker: end when nothing is queued.")] = False,
+    superlink: Annotated[str | None, typer.Option(help="For supernode: host:port instead of the charter's.")] = None,
+) -> None:
+    """Run the owner's side: the SuperNode that takes wishes, and the worker that fulfils them."""
+    from motet.client import operations
+
+    if part is Part.ALL:
+        operations.run_all(directory, announce=note)
+    elif part is Part.WORKER:
+        operations.run_worker(directory, once=once, announce=note)
+    else:
+        raise typer.Exit(operations.run_supernode(directory, superlink=superlink, announce=note))
+
+
+def contribute(
+    directory: Home,
+    contribution: Annotated[str | None, typer.Argument(help="Its digest; the newest if not given.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write a file for `motet admit` instead of sending.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what would leave, and stop.")] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Show what leaves, ask, and send the contribution; a broken transfer resumes."""
+    from motet.client import contribute as contributing
+    from motet.client.owner import OwnerHome
+    from motet.client.packing import find_packed
+
+    home = OwnerHome.load(directory)
+    packed = find_packed(home, contribution)
+    for line in contributing.describe(packed):
+        note(line)
+    if dry_run:
+        show({"contribution": packed.digest, "sent": False}, as_json=as_json, lines=["nothing was sent"])
+        return
+    if not yes:
+        typer.confirm("Let this leave?", abort=True, err=True)
+    if to is not None:
+        written = contributing.export(packed, to)
+        show({"contribution": packed.digest, "file": str(written)}, as_json=as_json, lines=[f"wrote {written}"])
+        return
+    sent = contributing.contribute(home, packed, progress=progress_line("sending"))
+    if sent is None:
+        line = "agreed; Flower carries it when the coordinator asks"
+        show({"contribution": packed.digest, "status": "offered"}, as_json=as_json, lines=[line])
+        return
+    verdict = sent.verdict
+    value = {
+        "contribution": packed.digest,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "sent_bytes": sent.sent_bytes,
+    }
+    why = f": {verdict.message}" if verdict.message else ""
+    show(value, as_json=as_json, lines=[f"{verdict.status}, ledger entry {verdict.sequence}{why}"])
+    if verdict.status != "admitted":
+        raise typer.Exit(11)
+
+
+def withdraw(
+    directory: Home,
+    contribution: Annotated[str | None, typer.Argument(help="Its digest; the newest if not given.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Kept in the ledger, for everybody to read.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write a file for `motet admit` instead of sending.")] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Take a contribution back: every later composite leaves the expert out. It cannot be undone."""
+    from motet.client import contribute as contributing
+    from motet.client.owner import OwnerHome
+    from motet.client.packing import find_packed
+    from motet.protocols.canonical import write_atomically
+
+    home = OwnerHome.load(directory)
+    digest = contribution or find_packed(home).digest
+    if not yes:
+        typer.confirm(f"Withdraw {digest} for ever?", abort=True, err=True)
+    if to is not None:
+        write_atomically(to, contributing.sign_withdrawal(home, digest, reason=reason).canonical())
+        show({"contribution": digest, "file": str(to)}, as_json=as_json, lines=[f"wrote {to}"])
+        return
+    receipt = contributing.withdraw(home, digest, reason=reason)
+    show(receipt.model_dump(mode="json"), as_json=as_json, lines=[f"withdrawn, ledger entry {receipt.sequence}"])
+
+
+def pull(
+    composite: Annotated[str, typer.Argument(help="The composite's digest, as the coordinator tells it.")],
+    directory: Home,
+    as_json: Json = False,
+) -> None:
+    """Fetch a composite, verified against its digest; a broken transfer resumes."""
+    from motet.client.evaluation import pull as fetch
+    from motet.client.owner import OwnerHome
+
+    folder = fetch(OwnerHome.load(directory), composite, progress=progress_line("fetching"))
+    show({"composite": composite, "path": str(folder)}, as_json=as_json, lines=[str(folder)])
+
+
+def evaluate(
+    composite: Annotated[str, typer.Argument(help="The composite's digest.")],
+    directory: Home,
+    as_json: Json = False,
+) -> None:
+    """Score a composite on your own held-out text, row by row, in bits per byte. Nothing leaves."""
+    from motet.client.evaluation import evaluate as score
+    from motet.client.owner import OwnerHome
+    from motet.moe.scoring import bits_per_byte
+    from motet.protocols.contribution import EvaluationReport
+
+    report = score(OwnerHome.load(directory), composite).open(EvaluationReport)
+    figures = {row: round(bits_per_byte(found), 6) for row, found in report.rows.items()}
+    width = max(map(len, figures))
+    lines = [f"{row:<{width}}  {figure:.3f}" for row, figure in figures.items()]
+    show({"domain": report.domain, "bits_per_byte": figures}, as_json=as_json, lines=[report.domain, *lines])

@@ -1,0 +1,97 @@
+"""Training at the owner's own wish, in the foreground: the same steps as the worker's, and nothing leaves.
+
+plan = plan_training(home)                # what would happen, before anything does
+packed = train_now(home, announce=print)  # resumes where it was interrupted
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from motet.client.data import load_corpus
+from motet.client.owner import OwnerHome
+from motet.client.packing import Packed
+from motet.client.preparation import fetch_anchor, open_anchor
+from motet.client.spool import Spool
+from motet.client.worker import make_contribution
+from motet.protocols.errors import TrainingError
+
+_TELL_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """What `motet train` would do."""
+
+    documents: int
+    held_out_documents: int
+    steps: int
+    tokens: int
+    """Tokens in all batches, public text included."""
+    trained_parameters: int
+    update_bytes: int
+    """About what `motet contribute` would send."""
+
+    def as_json(self) -> dict[str, int]:
+        """The plan as a JSON object."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        return [
+            f"text      {self.documents} documents to train on, {self.held_out_documents} held out",
+            f"training  {self.steps} steps, {self.tokens:,} tokens, {self.trained_parameters:,} parameters",
+            f"upload    about {self.update_bytes:,} bytes, when you contribute",
+            "nothing was trained and nothing has left",
+        ]
+
+
+def plan_training(directory: Path) -> TrainingPlan:
+    """Check the text and the anchor, and say what training would mean; raises what training would raise."""
+    home = OwnerHome.load(directory.absolute())
+    fetch_anchor(home)
+    corpus, settings = load_corpus(home.config.data, home.path), home.config.training
+    shapes = [tensor.shape for tensor in open_anchor(home).ffn().values()]
+    parameters = sum(shape.numel() for shape in shapes)
+    per_step = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
+    return TrainingPlan(
+        documents=len(corpus.train),
+        held_out_documents=len(corpus.held_out),
+        steps=settings.steps,
+        tokens=settings.steps * per_step,
+        trained_parameters=parameters,
+        update_bytes=2 * parameters,
+    )
+
+
+def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:
+    """Measure, train and pack; SIGINT and SIGTERM keep a checkpoint.
+
+    Raises:
+        WorkerBusy: a worker is at it; ask the coordinator, or stop it first.
+        TrainingError: it was interrupted, or the loss is no longer finite.
+        AnchorError, StatisticsError, DataError, TransferError, StorageError: what stands in the way.
+    """
+    home, stopping = OwnerHome.load(directory.absolute()), threading.Event()
+    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    spool, told = Spool(home.path), float("-inf")
+
+    def report(share: float, line: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            announce(f"{100 * share:3.0f} %  {line}")
+
+    try:
+        spool.hold()
+        packed = make_contribution(home, report=report, should_stop=stopping.is_set)
+    finally:
+        spool.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if packed is None:
+        raise TrainingError("interrupted; a checkpoint is kept, run the same command again to go on from it")
+    return packed

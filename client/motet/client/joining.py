@@ -1,0 +1,102 @@
+"""Joining: from a charter file to a home with keys, `owner.toml` and a signed join request.
+
+joined = join(Path("charter.signed.json"), Path("owner"), name="medicine", files=("notes/*.jsonl",),
+              terms={"licence": "CC0-1.0"}, coordinator="ed25519:…", settings=("training.steps=200",))
+joined.request                            # the file for the coordinator
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from motet.client.owner import OwnerConfig, OwnerHome, read_signed
+from motet.protocols.canonical import write_atomically
+from motet.protocols.charter import Charter
+from motet.protocols.documents import first_problem
+from motet.protocols.errors import ConfigurationError
+
+REQUEST_FILE = "join-request.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """A new home and what goes to the coordinator."""
+
+    owner: str
+    charter: str
+    request: Path
+
+    def as_json(self) -> dict[str, str]:
+        """The result as a JSON object."""
+        return {"owner": self.owner, "charter": self.charter, "request": str(self.request)}
+
+
+def join(
+    charter_file: Path,
+    directory: Path,
+    *,
+    name: str,
+    files: tuple[str, ...],
+    terms: Mapping[str, str | None],
+    coordinator: str | None = None,
+    settings: tuple[str, ...] = (),
+    confirm: Callable[[str], bool] = lambda question: False,
+) -> Joined:
+    """Make an owner's home under a charter.
+
+    Args:
+        charter_file: the signed charter.
+        directory: the new home.
+        name: of the expert.
+        files: files or glob patterns, made absolute here.
+        terms: licence, attribution, purpose.
+        coordinator: the key that must have signed; None asks `confirm` whether to trust the one in the charter.
+        settings: "section.key=value" for owner.toml; values are TOML, or plain words.
+        confirm: answers a question.
+
+    Raises:
+        ConfigurationError: a file or setting cannot be used, or the key was not agreed to.
+        SignatureError: the charter's signature does not hold, or is another coordinator's.
+    """
+    signed = read_signed(charter_file, "charter")
+    charter = signed.open(Charter, by=coordinator)
+    if coordinator is None and not confirm(
+        f"{charter.name} is signed by {charter.coordinator}. Did the coordinator tell you this key?"
+    ):
+        raise ConfigurationError("the coordinator's key was not agreed to; ask for it, then use --coordinator KEY")
+    document: dict[str, Any] = {
+        "name": name,
+        "coordinator": signed.key,
+        "data": {"files": [str(Path(pattern).absolute()) for pattern in files]},
+        "terms": {key: value for key, value in terms.items() if value is not None},
+    }
+    for setting in settings:
+        _place(document, setting)
+    home = OwnerHome.create(directory.absolute(), _config(document), signed)
+    request = home.path / REQUEST_FILE
+    write_atomically(request, home.join_request().canonical())
+    return Joined(owner=home.key.public, charter=charter.digest, request=request)
+
+
+def _config(document: dict[str, Any]) -> OwnerConfig:
+    try:
+        return OwnerConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(f"{first_problem(error)}; mend that option and join again") from error
+
+
+def _place(document: dict[str, Any], setting: str) -> None:
+    """Put "section.key=value" into the document."""
+    key, equals, text = setting.partition("=")
+    section, dot, leaf = key.strip().partition(".")
+    if not equals or not dot or not leaf or not isinstance(document.setdefault(section, {}), dict):
+        raise ConfigurationError(f"saw --set {setting!r}, wanted section.key=value, for example training.steps=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    document[section][leaf] = value

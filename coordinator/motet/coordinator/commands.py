@@ -1,0 +1,154 @@
+"""The coordinator's sub-commands: init, coordinate, admit, assemble, report."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from motet.protocols.output import Json, note, progress_line, show
+
+Home = Annotated[Path, typer.Option("--dir", help="The coordinator's home.")]
+
+
+class Part(StrEnum):
+    """The processes of a coordinator."""
+
+    ALL = "all"
+    SUPERLINK = "superlink"
+    DATA_PLANE = "data-plane"
+    RUN = "run"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's sub-commands to the command line."""
+    for command in (init, coordinate, admit, assemble, report):
+        app.command()(command)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new home; must not exist or be empty.")],
+    name: Annotated[str, typer.Option(help="What the federation is called.")],
+    anchor: Annotated[Path, typer.Option(help="The anchor: a checkpoint with statistics.safetensors beside it.")],
+    public_text: Annotated[Path, typer.Option(help="Public text, JSON lines with a text each.")],
+    data_plane: Annotated[str, typer.Option(help="host:port where owners reach the data plane.")],
+    flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
+    host: Annotated[list[str] | None, typer.Option(help="A further name for the TLS certificate.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts per token; all of them if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator's home: keys, private CA, signed charter, ledger."""
+    from motet.coordinator.home import init as make_home
+    from motet.protocols.charter import Addresses, RoutingRules
+
+    charter = make_home(
+        directory,
+        name=name,
+        anchor_directory=anchor,
+        public_text=public_text,
+        addresses=Addresses(data_plane=data_plane, flower=flower),
+        routing=RoutingRules(top_k=top_k),
+        hosts=tuple(host or ()),
+    )
+    signed = directory / "charter.signed.json"
+    show(
+        {"charter": charter.digest, "coordinator": charter.coordinator, "file": str(signed)},
+        as_json=as_json,
+        lines=[
+            f"charter      {charter.digest}",
+            f"coordinator  {charter.coordinator}",
+            f"Give owners {signed} and the key above; then: motet coordinate --dir {directory}",
+        ],
+    )
+
+
+def coordinate(
+    directory: Home,
+    part: Annotated[Part, typer.Argument(help="Which of the coordinator's processes to run.")] = Part.ALL,
+    listen: Annotated[str | None, typer.Option(help="host:port to bind; the charter's address if not given.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="For run: host:port of the SuperLink on this machine.")] = None,
+    min_owners: Annotated[int, typer.Option(help="For run: owners that must have an admitted expert.")] = 1,
+    gather_seconds: Annotated[float, typer.Option(help="For run: then min-owners suffice; 0 waits for all.")] = 0.0,
+    evaluate_seconds: Annotated[float, typer.Option(help="For run: the same for the evaluation.")] = 0.0,
+    poll_seconds: Annotated[float, typer.Option(help="For run: how long to leave an owner in peace.")] = 2.0,
+) -> None:
+    """Run the coordinator: the SuperLink, the data plane, and a run that gathers, assembles and evaluates."""
+    from motet.coordinator import operations
+
+    if part is Part.ALL:
+        operations.run_all(directory, announce=note)
+    elif part is Part.SUPERLINK:
+        operations.run_superlink(directory, listen=listen, announce=note)
+    elif part is Part.DATA_PLANE:
+        operations.run_data_plane(directory, listen=listen, announce=note)
+    else:
+        settings: dict[str, str | int | float] = {
+            "min-owners": min_owners,
+            "gather-seconds": gather_seconds,
+            "evaluate-seconds": evaluate_seconds,
+            "poll-seconds": poll_seconds,
+        }
+        operations.run_federation(directory, superlink=superlink, settings=settings, announce=note)
+
+
+def admit(
+    file: Annotated[Path, typer.Argument(help="A join request, a contribution, or a withdrawal.")],
+    directory: Home,
+    receipt: Annotated[Path | None, typer.Option(help="Write the signed receipt here, for the owner.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take in a file that an owner handed over: enrol, admit, or withdraw."""
+    from motet.coordinator.federation import Federation
+    from motet.protocols.canonical import write_atomically
+
+    with Federation.open(directory) as federation:
+        filed = federation.admit_file(file)
+    if receipt is not None and filed.receipt is not None:
+        write_atomically(receipt, filed.receipt.canonical())
+    value = {
+        "status": filed.status,
+        "subject": filed.subject,
+        "receipt": None if filed.receipt is None else filed.receipt.model_dump(mode="json", by_alias=True),
+    }
+    show(value, as_json=as_json, lines=[f"{filed.status} {filed.subject}"])
+    if filed.status == "refused":
+        raise typer.Exit(11)
+
+
+def assemble(
+    directory: Home,
+    without: Annotated[list[str] | None, typer.Option(help="Leave this expert out; may be repeated.")] = None,
+    stock: Annotated[bool, typer.Option(help="Also export a checkpoint for plain transformers.")] = True,
+    drop_bias: Annotated[
+        bool, typer.Option(help="Drop the router's bias from the stock export; says the cost.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be assembled, and how large it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Assemble the composite of everything admitted and not withdrawn, and export it."""
+    from motet.coordinator import composites
+    from motet.coordinator.federation import Federation
+
+    with Federation.open(directory) as federation:
+        if dry_run:
+            plan = composites.plan(federation, tuple(without or ()))
+            show(plan.as_json(), as_json=as_json, lines=plan.lines())
+            return
+        made = composites.make(
+            federation, tuple(without or ()), stock=stock, drop_bias=drop_bias, progress=progress_line("assembling")
+        )
+    show(made.as_json(), as_json=as_json, lines=made.lines())
+
+
+def report(
+    directory: Home,
+    composite: Annotated[str | None, typer.Option(help="Its digest; the newest if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a composite scores on public text and, as its owners told, on theirs."""
+    from motet.coordinator.federation import Federation
+    from motet.coordinator.reporting import report_of
+
+    with Federation.open(directory) as federation:
+        found = report_of(federation, composite)
+    show(found.model_dump(mode="json", by_alias=True), as_json=as_json, lines=found.table())

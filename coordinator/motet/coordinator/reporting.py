@@ -1,0 +1,77 @@
+"""The report of a composite, from what lies in the coordinator's home.
+
+report = report_of(federation)            # of the newest composite
+report.table()
+"""
+
+import math
+
+from motet.coordinator.composites import summary_of
+from motet.coordinator.federation import Federation
+from motet.coordinator.run_record import RunRecord
+from motet.protocols.contribution import EvaluationReport, Score
+from motet.protocols.errors import AssemblyError
+from motet.protocols.report import PUBLIC, Report, Wire
+
+
+def report_of(federation: Federation, composite: str | None = None) -> Report:
+    """What was measured of a composite: public text by the coordinator, every domain by its owner.
+
+    A member whose owner has not evaluated has rows but no column.
+
+    Args:
+        federation: an open one.
+        composite: its digest; None takes the newest.
+
+    Raises:
+        AssemblyError: there is no such composite.
+    """
+    digest = composite or _newest(federation)
+    if digest not in federation.composites():
+        raise AssemblyError(f"saw no composite {digest}; `motet assemble` makes one, `motet report` shows the newest")
+    members = [member.name for member in federation.composites()[digest].members]
+    reports = {report.domain: report for report in federation.evaluations(digest).values()}
+    scores = {PUBLIC: federation.score_public(digest)} | _by_owner(members, reports)
+    rows = list(scores[PUBLIC])
+    return Report(
+        domains=tuple(scores),
+        bits_per_byte={row: {column: _bits(scores[column][row]) for column in scores} for row in rows},
+        standard_error={row: {column: _error(scores[column][row]) for column in scores} for row in rows},
+        wire=_wire(federation, digest),
+        seconds={},
+        composite=summary_of(federation, digest),
+    )
+
+
+def _newest(federation: Federation) -> str:
+    found: str | None = None
+    for entry in federation.home.ledger.entries():
+        found = entry.subject if entry.kind == "composite" else found
+    if found is None:
+        raise AssemblyError("no composite was assembled yet; run `motet coordinate` or `motet assemble` first")
+    return found
+
+
+def _by_owner(members: list[str], reports: dict[str, EvaluationReport]) -> dict[str, dict[str, Score]]:
+    return {name: reports[name].rows for name in sorted(members) if name in reports}
+
+
+def _bits(score: Score) -> float:
+    return round(score.nats / math.log(2) / score.bytes, 6)
+
+
+def _error(score: Score) -> float:
+    return round(math.sqrt(score.bits_per_byte_variance), 6)
+
+
+def _wire(federation: Federation, composite: str) -> dict[str, Wire]:
+    """What each member's update took: as its owner counted, else the payload that arrived here."""
+    active, found = federation.home.ledger.standing().admitted, {}
+    for member in federation.composites()[composite].members:
+        contribution = active[member.contribution]
+        sent = RunRecord.sent_bytes(federation.home.path, contribution.owner, member.contribution)
+        if sent is None:
+            entry = federation.home.ledger.find("admitted", member.contribution)
+            sent = 0 if entry is None else int(entry.body.get("received_bytes", 0))
+        found[member.name] = Wire(update_bytes=contribution.update_bytes, sent_bytes=sent)
+    return found
