@@ -2,14 +2,18 @@
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from motet.protocols.canonical import bytes_digest, canonical_json, digest_of, hex_of
 from motet.protocols.errors import StorageError, TransferBroken, TransferRefused
 from motet.protocols.signing import SigningKey
 from motet.protocols.transfer import Patience, fetch, write_bundle
+from motet.protocols.transfer.publication import Listing, harmless
 
 MIB = 1 << 20
 AUDIENCE = f"{digest_of('charter')}@coordinator.example:9443"
@@ -187,6 +191,31 @@ def test_an_unknown_publication_and_an_unknown_owner_are_told(site, files, tmp_p
         with pytest.raises(TransferRefused) as stranger:
             _fetch(site, digest, tmp_path / "into", key=SigningKey.generate())
     assert (unknown.value.reason, stranger.value.reason) == ("unknown-publication", "unknown-owner")
+
+
+def test_a_publication_that_is_taken_back_serves_no_further_file(site, files, tmp_path):
+    digest, folder = _publish(site, files)
+
+    def take_back(done, total):
+        if done > MIB and folder.exists():
+            folder.rename(site.home / "taken-back")
+
+    with site.serving(), pytest.raises(TransferRefused) as caught:
+        _fetch(site, digest, tmp_path / "into", progress=take_back)
+    assert caught.value.reason == "unknown-publication"
+    assert "config.json" not in _content(tmp_path / "into")
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["files", "name", "size"]), inner),
+    )
+)
+def test_any_manifest_is_a_listing_or_refused_and_nothing_else(value):
+    with suppress(TransferRefused):
+        listing = Listing.of(canonical_json(value), digest_of(value))
+        assert all(harmless(name) for name in listing.files)
 
 
 def test_a_publication_without_room_is_told_before_it_travels(site, tmp_path):

@@ -74,6 +74,8 @@ class ExpertTransferService(ExpertTransferServicer):
         """One file of the session's publication, from an offset."""
         with refusing(context), Watchdog(context.cancel, seconds=self._stall_seconds) as watchdog:
             reading = self._sessions.reading(request.session)
+            if self._policy.publication(reading.digest) is None:  # a member may have been withdrawn since
+                raise _unpublished(reading.digest)
             if request.name != reading.manifest and request.name not in reading.listing.files:
                 raise TransferRefused(f"the publication has no file {request.name!r}", reason="unknown-file")
             with _open_published(reading, request.name) as file:
@@ -151,7 +153,7 @@ class ExpertTransferService(ExpertTransferServicer):
                 listing = Listing.of(file.read(MAX_MANIFEST_BYTES), access.subject)
         except FileNotFoundError:
             raise _unpublished(access.subject) from None
-        reading = Reading(directory=directory, manifest=manifest, listing=listing)
+        reading = Reading(digest=access.subject, directory=directory, manifest=manifest, listing=listing)
         return pb2.BeginReply(session=self._sessions.open(access.owner, reading), manifest=manifest)
 
 

@@ -24,6 +24,7 @@ MAX_SESSIONS_PER_OWNER = 8
 class Reading:
     """One publication being fetched."""
 
+    digest: str
     directory: Path
     manifest: str
     listing: Listing
