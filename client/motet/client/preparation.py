@@ -8,7 +8,6 @@ measured once and kept in the home; like the text, they never leave it. The rows
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,28 +75,6 @@ def open_anchor(home: OwnerHome) -> Anchor:
         AnchorMismatch: it is not the one that the charter pins.
     """
     return Anchor.load(home.anchor, expect=home.charter.anchor.digest)
-
-
-def fetch_anchor(home: OwnerHome, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Anchor:
-    """Fetch what the charter's anchor comes with (model, tokenizer, statistics, public text) over the data plane.
-
-    Only an enrolled owner is served. Files that are there already are verified and kept.
-
-    Raises:
-        TransferRefused, TransferBroken, StorageError: it cannot be fetched; the same call resumes.
-        AnchorError, AnchorMismatch: what came is not what the charter pins.
-    """
-    charter = home.charter
-    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
-        transfer.fetch(
-            channel,
-            digest=charter.anchor.bundle,
-            into=home.anchor,
-            key=home.key,
-            audience=transfer.audience_of(charter),
-            progress=progress,
-        )
-    return open_anchor(home)
 
 
 def prepare(home: OwnerHome) -> Material:

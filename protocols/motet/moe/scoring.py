@@ -8,6 +8,7 @@ and see nothing before it; the loss is taken in float32 and summed in float64. A
     rows = score_rows(Path("composite"), documents, sequence_length=256)   # "anchor", "expert:medicine", ...
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def score_rows(
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size)
     rows = {}
-    for row, scored in _rows(model, windows):
+    for row, scored in _rows(model, windows, _stored_dtype(composite)):
         on_row(row)
         rows[row] = scored()
     return rows
@@ -154,13 +155,12 @@ def _load(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
     return model
 
 
-def _rows(model: MotetForCausalLM, windows: Windows) -> Iterator[tuple[str, Callable[[], Score]]]:
+def _rows(model: MotetForCausalLM, windows: Windows, stored: torch.dtype) -> Iterator[tuple[str, Callable[[], Score]]]:
     """Row names, and what scores them."""
     ffns = {name: model.expert_ffn(name) for name in model.config.names}
     closed = [name for name in model.config.names if name != ANCHOR]
     dense = {"anchor": ffns[ANCHOR], **{f"expert:{name}": ffns[name] for name in closed}}
     if closed:
-        stored = _stored_dtype(model)
         dense["soup"] = _mean([ffns[name] for name in closed], stored)
     for row, ffn in dense.items():
         yield row, partial(_score_dense, model, ffn, windows)
@@ -174,10 +174,10 @@ def _score_dense(model: MotetForCausalLM, ffn: Mapping[str, Tensor], windows: Wi
     return score_windows(dense_model(model, ffn), windows)
 
 
-def _stored_dtype(model: MotetForCausalLM) -> torch.dtype:
-    """The dtype that experts are stored in, whatever the model was loaded as."""
-    stored = model.config.anchor.dtype
-    return getattr(torch, stored) if isinstance(stored, str) else stored or torch.float32
+def _stored_dtype(composite: Path) -> torch.dtype:
+    """The dtype that experts are stored in, whatever the model is loaded as."""
+    stored = json.loads((composite / "config.json").read_text(encoding="utf-8")).get("dtype")
+    return getattr(torch, stored or "float32")  # type: ignore[no-any-return]
 
 
 def _mean(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype) -> dict[str, Tensor]:
