@@ -184,14 +184,13 @@ def _write_composite(
 
 def _plan(anchor: Anchor, members: Sequence[Member]) -> dict[str, list[_Copy]]:
     """File name -> the tensors it takes; expert 0 is the anchor's own feed-forward network."""
-    files = anchor.files()
     ffn = anchor.manifest.ffn()
     shared = [tensor.spec for tensor in anchor.manifest.tensors if tensor.spec not in ffn]
-    plan = {SHARED_FILE: [_Copy(source=files[spec.name], name=spec.name, target=spec) for spec in shared]}
+    plan = {SHARED_FILE: [_Copy(source=anchor.file_of(spec.name), name=spec.name, target=spec) for spec in shared]}
     for expert in range(len(members) + 1):
         plan[f"expert-{expert:05d}.safetensors"] = [
             _Copy(
-                source=members[expert - 1].expert_file if expert else files[spec.name],
+                source=members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
                 name=spec.name,
                 target=_as_expert(spec, expert),
             )

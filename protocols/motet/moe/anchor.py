@@ -9,7 +9,7 @@ needs no further check.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,11 +28,19 @@ STATISTICS_FILE = "statistics.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """A directory whose content was read and named: the same digest means the same model and tokenizer."""
+    """A directory whose content was read and named: the same digest means the same model and tokenizer.
+
+    `config` is the content of config.json, `files` maps each tensor's name to the safetensors file that holds it.
+    """
 
     directory: Path
     manifest: AnchorManifest
     config: dict[str, Any]
+    files: dict[str, Path] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        files = {name: path for path in checkpoint_files(self.directory) for name in read_header(path)}
+        object.__setattr__(self, "files", files)
 
     @classmethod
     def load(cls, directory: Path, *, expect: str | None = None) -> Self:
@@ -81,14 +89,11 @@ class Anchor:
 
     def file_of(self, name: str) -> Path:
         """The safetensors file that holds a tensor; raises AnchorError when there is no such tensor."""
-        files = self.files()
-        if name not in files:
-            raise AnchorError(f"saw no tensor {name} in {self.directory}, only {len(files)} others; check the name")
-        return files[name]
-
-    def files(self) -> dict[str, Path]:
-        """Tensor name -> the safetensors file that holds it."""
-        return {name: path for path in checkpoint_files(self.directory) for name in read_header(path)}
+        if name not in self.files:
+            raise AnchorError(
+                f"saw no tensor {name} in {self.directory}, only {len(self.files)} others; check the name"
+            )
+        return self.files[name]
 
     def statistics(self) -> Statistics:
         """The public calibration statistics that lie beside the model.

@@ -67,8 +67,8 @@ class CompositeManifest(Document):
         contributions = [member.contribution for member in self.members]
         if contributions != sorted(set(contributions)):
             raise ValueError("members: saw contributions repeated or out of order, wanted each once and sorted")
-        if len({member.name for member in self.members}) != len(self.members):
-            raise ValueError("members: saw a name twice, wanted different names")
+        if len({"anchor", *(member.name for member in self.members)}) != len(self.members) + 1:
+            raise ValueError("members: saw a name twice or 'anchor', wanted different names; expert 0 is the anchor")
         names = [file.name for file in self.files]
         if names != sorted(set(names)) or MANIFEST_FILE in names:
             raise ValueError(f"files: saw names repeated, out of order or {MANIFEST_FILE}, wanted each other file once")
