@@ -11,9 +11,9 @@ from motet.client.owner import DataConfig, OwnerConfig, OwnerHome
 from motet.protocols.canonical import write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter, ExpertRules
 from motet.protocols.contribution import Terms
-from motet.protocols.control import EvaluateRequest, OwnerStatus, TrainRequest
+from motet.protocols.control import EvaluateRequest, JobState, OwnerStatus, TrainRequest
 from motet.protocols.errors import DocumentError, FederationError, SignatureError
-from motet.protocols.jobs import InlineUpdate, StatusQuery, job_id
+from motet.protocols.jobs import InlineUpdate, StatusQuery, contribution_of, job_id
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import SigningKey, seal
 
@@ -134,6 +134,12 @@ def test_a_status_stays_small_however_long_the_history(desk: Desk) -> None:
     jobs = desk.status().jobs
     assert len(jobs) == 16
     assert jobs[-1].id == job_id(EvaluateRequest(charter=desk.charter.digest, composite=f"sha256:{19:064x}"))
+
+
+@pytest.mark.parametrize("word", ["sha256:../../keys", "", MINE + "0", 7, None])
+def test_a_result_names_a_contribution_only_by_a_digest(word: object) -> None:
+    job = JobState(id="train-" + "0" * 16, kind="train", state="done", updated=0.0, result={"contribution": word})
+    assert contribution_of(job) is None
 
 
 def test_the_client_app_imports_no_torch() -> None:

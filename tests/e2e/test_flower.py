@@ -25,12 +25,12 @@ from motet.client.spool import Job, Spool
 from motet.coordinator.flower_link import APP_DIRECTORY, SuperLink
 from motet.coordinator.run_record import RunState, wait_for_run
 from motet.coordinator.tls import ensure_tls
-from motet.demo.processes import Troupe
 from motet.protocols.canonical import bytes_digest, hex_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
 from motet.protocols.control import EvaluateRequest
 from motet.protocols.flower_home import free_port
+from motet.protocols.processes import Troupe
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
 

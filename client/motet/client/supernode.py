@@ -8,13 +8,11 @@ refuses the same key and the process exits (Flower's code 305). So it is restart
 and SIGINT are passed on and end both.
 """
 
-import ctypes
 import json
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +24,7 @@ from typing import Self
 from motet.client.owner import OwnerHome
 from motet.protocols.canonical import write_atomically
 from motet.protocols.flower_home import flower_environment, free_port
+from motet.protocols.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,6 @@ STEADY_SECONDS = 30.0
 """A process that lived so long starts over with the shortest pause."""
 GRACE_SECONDS = 8.0
 """How long a process may take to end after it was asked to."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +51,15 @@ class SuperNode:
     """PEM file of the CA that the SuperLink's certificate chains to."""
 
     @classmethod
-    def of(cls, home: OwnerHome) -> Self:
-        """The node of a home: address and certificate authority are those of the charter that the owner joined."""
+    def of(cls, home: OwnerHome, superlink: str | None = None) -> Self:
+        """The node of a home, under the charter that the owner joined; `superlink` stands in for its address."""
         authority = home.path / "flower" / "ca.pem"
         write_atomically(authority, home.charter.certificate_authority.encode())
         return cls(
             home=home.path.absolute(),
             owner=home.key.public,
             key=home.flower_key.absolute(),
-            superlink=home.charter.addresses.flower,
+            superlink=superlink or home.charter.addresses.flower,
             authority=authority.absolute(),
         )
 
@@ -118,7 +115,7 @@ def supervise(command: Callable[[], Sequence[str]], environment: Mapping[str, st
 
 def _run_once(command: Sequence[str], environment: Mapping[str, str], wishes: list[int]) -> int:
     child = subprocess.Popen(  # noqa: S603 - our own command
-        command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+        command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
     )
     try:
         while child.poll() is None and not wishes:
@@ -142,8 +139,3 @@ def _sleep(seconds: float, wishes: list[int]) -> None:
     deadline = time.monotonic() + seconds
     while not wishes and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

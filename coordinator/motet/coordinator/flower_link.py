@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -52,7 +53,11 @@ class SuperLink:
     @property
     def address(self) -> str:
         """host:port, as the owners' nodes on this machine and the `flwr` command reach it."""
-        return f"127.0.0.1:{self.port}" if self.host == "0.0.0.0" else f"{self.host}:{self.port}"  # noqa: S104
+        return f"{self._reached}:{self.port}"
+
+    @property
+    def _reached(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
     def command(self) -> list[str]:
         """The command line; registrations and runs are kept in `home/flower/superlink.db`."""
@@ -90,10 +95,8 @@ class SuperLink:
                 raise FederationError(
                     f"the SuperLink ended with code {code}; its log says why, often that port {self.port} is in use"
                 )
-            with socket.socket() as probe:
-                probe.settimeout(1.0)
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            with suppress(OSError), socket.create_connection((self._reached, self.port), timeout=1.0):
+                return
             time.sleep(0.05)
         raise FederationError(f"the SuperLink does not answer on {self.address} after {timeout:.0f} s; see its log")
 

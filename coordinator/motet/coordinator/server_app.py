@@ -144,8 +144,7 @@ class Run:
             self._evaluate(self.composite, evaluate)
             self._tell("done")
         except BaseException as error:
-            reason = str(error) if isinstance(error, MotetError) else f"{type(error).__name__}: {error}"
-            self._tell("failed", f"{phase}: {reason}"[:4000])
+            self._tell("failed", f"{phase}: {_reason(error)}"[:4000])
             raise
 
     def _evaluate(self, composite: str, policy: Policy) -> None:
@@ -304,6 +303,13 @@ class Run:
                 message=message,
             )
         )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MotetError):
+        return str(error)
+    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    return "stopped; another run continues" if stopped else f"{type(error).__name__}: {error}"
 
 
 def _progress(peer: Peer) -> OwnerProgress:

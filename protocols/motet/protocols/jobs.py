@@ -6,6 +6,7 @@
 A job's name is a digest of the request, so asking twice, by two runs or after a crash, is asking once.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from motet.protocols.signing import Signed
 Request = TrainRequest | EvaluateRequest
 
 MAX_WAIT_SECONDS = 20.0
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # a result is the owner's word, and digests become file names
 
 
 class StatusQuery(Document):
@@ -57,9 +60,9 @@ def job_id(request: Request) -> str:
 
 
 def contribution_of(job: JobState) -> str | None:
-    """The digest of the contribution that a training job made, `result["contribution"]`."""
+    """The digest of the contribution that a training job made, `result["contribution"]`; None unless it is one."""
     found = (job.result or {}).get("contribution")
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and _DIGEST.fullmatch(found) else None
 
 
 def rides_inline(job: JobState) -> bool:
