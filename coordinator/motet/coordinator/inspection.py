@@ -133,6 +133,8 @@ def main() -> None:
     """The child: caps first, then the file named on the command line, findings on standard output."""
     path = Path(sys.argv[1])
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + path.stat().st_size // BYTES_PER_SECOND)
+    import motet.moe.tensor_files  # noqa: F401 - now, because importing torch writes a file to try the temporary folder
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     sys.stdout.write(read_findings(path).model_dump_json())
 
