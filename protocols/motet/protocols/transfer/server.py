@@ -62,11 +62,8 @@ def serve(
     with storage_errors(policy.intake_directory):
         policy.intake_directory.mkdir(parents=True, exist_ok=True)
         forget_stale(policy.intake_directory, days=STALE_DAYS)
-    server = grpc.server(
-        ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="motet-transfer"),
-        options=_OPTIONS,
-        maximum_concurrent_rpcs=max_workers,
-    )
+    threads = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="motet-transfer")
+    server = grpc.server(threads, options=_OPTIONS, maximum_concurrent_rpcs=max_workers)
     add_ExpertTransferServicer_to_server(ExpertTransferService(policy, stall_seconds=stall_seconds), server)
     try:
         server.add_secure_port(address, grpc.ssl_server_credentials([(private_key, certificate_chain)]))
