@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.moe import MotetForCausalLM
+from motet.moe import MotetForCausalLM, only
 from motet.moe.mixture import gate_weights
 
 MakeComposite = Callable[..., MotetForCausalLM]
@@ -85,6 +85,18 @@ def test_changing_one_rows_set_leaves_the_others(make_composite: MakeComposite, 
     other = logits(model, prompts, expert_sets=[["news"], ["law"], ["law"], ["news"]])
     assert torch.equal(one[1:], other[1:])
     assert not torch.allclose(one[0], other[0], atol=0.1)
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_guidance_does_not_bring_an_expert_back(make_composite: MakeComposite, prompts, how: dict[str, object]) -> None:
+    model = make_composite()
+    for tensor in model.expert_ffn("news").values():
+        tensor.data.fill_(torch.nan)
+    how = {"max_new_tokens": 3, "guidance_scale": 2.0, "output_scores": True, "return_dict_in_generate": True, **how}
+    sets = [["math"], ["law"], ["anchor"], ["math", "law"]]
+    assert not any(step.isnan().any() for step in model.generate(prompts, expert_sets=sets, **how).scores)
+    with only("math"):
+        assert not any(step.isnan().any() for step in model.generate(prompts, **how).scores)
 
 
 def test_a_copied_model_keeps_its_experts(make_composite: MakeComposite, prompts) -> None:

@@ -189,7 +189,7 @@ def test_an_existing_directory_is_left_alone(make_composite: MakeComposite, tmp_
 
 
 @pytest.mark.parametrize(
-    "fault", ["no config", "other model", "missing", "extra", "shape", "not there", "escape", "cut"]
+    "fault", ["no config", "other model", "missing", "extra", "shape", "not there", "escape", "cut", "no map"]
 )
 def test_damaged_composites_are_refused_and_leave_nothing(make_composite, tmp_path: Path, fault: str) -> None:
     native = save_by_expert(make_composite(), tmp_path / "native")
@@ -210,6 +210,8 @@ def test_damaged_composites_are_refused_and_leave_nothing(make_composite, tmp_pa
         save_file({key: row for key, row in rows.items() if key != name}, router)
     elif fault == "escape":
         content["weight_map"][name] = "../native/router.safetensors"
+    elif fault == "no map":
+        content = {"weight_map": [name]}
     else:
         router.write_bytes(router.read_bytes()[:-1])
     index.write_text(json.dumps(content))

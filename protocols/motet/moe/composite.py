@@ -24,9 +24,9 @@ from transformers.utils.generic import can_return_tuple
 
 from motet.moe.config import ANCHOR, MotetConfig
 from motet.moe.expert_cache import claim, mark, set_keys
-from motet.moe.expert_sets import expert_mask_of
+from motet.moe.expert_sets import expert_mask_of, prompts_allow
 from motet.moe.experts import Expert
-from motet.moe.families import Family, family_of
+from motet.moe.families import FAMILIES, Family, family_of
 from motet.moe.mixture import Mixture, Router
 from motet.moe.routing import RoutingRows
 from motet.protocols.errors import AssemblyError, ExpertSetError
@@ -44,7 +44,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
     config: MotetConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Olmo2MixtureLayer"]  # noqa: RUF012 - transformers reads these from the class
+    _no_split_modules = [family.layer.__name__ for family in FAMILIES.values()]  # noqa: RUF012 - read from the class
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _keep_in_fp32_modules_strict = {"router"}  # noqa: RUF012
@@ -118,7 +118,8 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         chosen = self._mask(rows, expert_mask, expert_sets)
         if chosen is not None:
             kwargs["expert_mask"] = chosen  # a tensor, so that generate repeats it along with the prompts
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        with prompts_allow(chosen):
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def expert_ffn(self, name: str) -> dict[str, Tensor]:
         """One expert's tensors under the anchor's names. Raises ExpertSetError when there is no such expert."""

@@ -40,6 +40,7 @@ class _Choice:
 
 
 _CHOICE: ContextVar[_Choice | None] = ContextVar("motet_expert_choice", default=None)
+_PROMPTS: ContextVar[Tensor | None] = ContextVar("motet_prompts_allow", default=None)
 
 
 @contextmanager
@@ -58,6 +59,20 @@ def without(*names: str) -> Iterator[None]:
         raise ExpertSetError("saw without('anchor'), wanted names of closed experts; the anchor always takes part")
     with _chosen(names, excluding=True):
         yield
+
+
+@contextmanager
+def prompts_allow(expert_mask: Tensor | None) -> Iterator[None]:
+    """While `generate` runs, the mask (prompts, experts) of calls that it makes without one.
+
+    Some of its parts (classifier-free guidance) call the model themselves and drop arguments that they do not know; an
+    expert that a prompt switched off must not come back through them.
+    """
+    token = _PROMPTS.set(expert_mask)
+    try:
+        yield
+    finally:
+        _PROMPTS.reset(token)
 
 
 @contextmanager
@@ -88,6 +103,8 @@ def expert_mask_of(
         return _checked(expert_mask, rows, len(known))
     if expert_sets is not None:
         return mask_of_sets(known, rows, expert_sets)
+    if (prompts := _PROMPTS.get()) is not None:
+        return _checked(prompts.repeat_interleave(max(1, rows // len(prompts)), dim=0), rows, len(known))
     choice = _CHOICE.get()
     if choice is None:
         return None

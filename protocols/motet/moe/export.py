@@ -130,9 +130,13 @@ def _open_tensors(directory: Path, open_files: ExitStack) -> dict[str, TensorRea
     if not index.exists():
         reader = open_files.enter_context(TensorReader(directory / WEIGHTS_FILE))
         return dict.fromkeys(reader.header, reader)
-    weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{index}: saw no weight_map of names to files ({error}); assemble again") from error
     readers: dict[str, TensorReader] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in names:
         if Path(name).name != name:
             raise ExportError(f"{index}: saw the file name {name!r}, wanted one in the same directory; assemble again")
         readers[name] = open_files.enter_context(TensorReader(directory / name))

@@ -7,8 +7,6 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from motet.moe.mixture import Mixture
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Treatment:
@@ -48,7 +46,7 @@ class Family:
     post_norm: whether the MLP reads the raw residual stream, which lets a stock export fold in the router's bias.
     base: builds the anchor without its head, module names as in its checkpoints below `model.`.
     mlp: builds one feed-forward network.
-    layer: builds a decoder layer (configuration, index, mixture) that takes `expert_mask` and hands it to the mixture.
+    layer: the decoder layer, built from (configuration, index, mixture); hands its `expert_mask` to the mixture.
     stock: its stock export.
     """
 
@@ -57,7 +55,7 @@ class Family:
     post_norm: bool
     base: Callable[[Any], PreTrainedModel]
     mlp: Callable[[Any], nn.Module]
-    layer: Callable[[Any, int, Mixture], nn.Module]
+    layer: type[nn.Module]
     stock: Stock
 
     def ffn_names(self, layer: int) -> tuple[str, ...]:
