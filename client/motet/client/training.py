@@ -111,7 +111,7 @@ def expert_model(
     model = compose(anchor, [expert], log_priors=priors)
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model, parameters
 
 
@@ -169,11 +169,7 @@ class _Run:
         loss = sum(self._backward(ids.to(self.accelerator.device)) for ids in self.batches.at(self.step))
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {self.step + 1} of {self.config.steps}: saw a loss of {loss:.4g} with a gradient of norm "
-                f"{float(norm):.4g}, wanted finite numbers; the last good checkpoint is kept: lower learning_rate "
-                "under [training] and start again"
-            )
+            raise self._diverged(f"a loss of {loss:.4g} with a gradient of norm {float(norm):.4g}")
         self.optimizer.step()
         self.step += 1
         self.tokens += self.batches.tokens_per_step
@@ -184,8 +180,17 @@ class _Run:
 
     def save(self) -> None:
         """Keep a checkpoint; before the first step there is nothing to keep."""
-        if self.step:
-            self.checkpoints.save(self.step, self.parameters, self.optimizer)
+        if not self.step:
+            return
+        if not all(parameter.isfinite().all() for parameter in self.parameters.values()):
+            raise self._diverged("weights that are not finite")
+        self.checkpoints.save(self.step, self.parameters, self.optimizer)
+
+    def _diverged(self, saw: str) -> TrainingError:
+        return TrainingError(
+            f"after {self.step} of {self.config.steps} steps: saw {saw}, wanted finite numbers; the last good "
+            "checkpoint is kept: lower learning_rate under [training] and start again"
+        )
 
     def _backward(self, ids: Tensor) -> float:
         """Accumulate one forward pass's share of the gradient; ids (batch, seq + 1) -> its share of the loss."""

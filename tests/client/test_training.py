@@ -1,0 +1,200 @@
+"""Training: exact resuming, what is frozen, which text is used, and what happens when it diverges."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from motet.client.batches import Batches, pack
+from motet.client.owner import OwnerHome
+from motet.client.preparation import Material, prepare
+from motet.client.training import Progress, TrainedExpert, expert_model, learning_rate, train
+from motet.protocols.errors import AnchorMismatch, StatisticsError, TrainingError
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from motet.client.owner import OwnerHome
+from motet.client.preparation import prepare
+from motet.client.training import train
+home = OwnerHome.load(Path(sys.argv[1]))
+def show(progress):
+    print(progress.step, flush=True)
+    time.sleep(0.02)
+train(prepare(home), home.config.training, Path(sys.argv[2]), on_progress=show)
+"""
+
+
+def trained(material: Material, home: OwnerHome, folder: Path) -> TrainedExpert:
+    made = train(material, home.config.training, folder)
+    assert made is not None
+    return made
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_training_lowers_the_loss_and_changes_every_matrix(make_home, tmp_path: Path) -> None:
+    home = make_home(training={"steps": 15})
+    material, seen = prepare(home), list[Progress]()
+    made = train(material, home.config.training, tmp_path / "run", on_progress=seen.append)
+    assert made is not None
+    assert [progress.step for progress in seen] == list(range(1, 16))
+    assert seen[-1].loss < seen[0].loss - 0.1
+    anchor = material.anchor.ffn()
+    assert all(not torch.equal(made.ffn[name], anchor[name].float()) for name in anchor)
+    assert made.record.tokens == 15 * 4 * 32
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_run_resumes_to_the_same_bits(make_home, tmp_path: Path, stop_after: int) -> None:
+    home = make_home()
+    material, steps = prepare(home), list[Progress]()
+    whole = trained(material, home, tmp_path / "whole")
+    settings = home.config.training
+    part = tmp_path / "part"
+    stopped = train(material, settings, part, on_progress=steps.append, should_stop=lambda: len(steps) >= stop_after)
+    assert stopped is None
+    resumed = train(material, settings, part, on_progress=steps.append)
+    assert resumed is not None
+    assert [progress.step for progress in steps] == list(range(1, 7))
+    assert same(whole.ffn, resumed.ffn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [1, 3])
+def test_a_killed_run_resumes_to_the_same_bits(make_home, tmp_path: Path, kill_at: int) -> None:
+    home = make_home()
+    whole = trained(prepare(home), home, tmp_path / "whole")
+    command = [sys.executable, "-c", SCRIPT, str(home.path), str(tmp_path / "part")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < kill_at:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert same(whole.ffn, trained(prepare(home), home, tmp_path / "part").ffn)
+
+
+def test_finished_training_is_read_not_repeated(make_home, tmp_path: Path) -> None:
+    home = make_home()
+    material, steps = prepare(home), list[Progress]()
+    first = trained(material, home, tmp_path / "run")
+    again = train(material, home.config.training, tmp_path / "run", on_progress=steps.append)
+    assert again is not None
+    assert steps == []
+    assert same(first.ffn, again.ffn)
+
+
+def test_other_settings_start_over(make_home, tmp_path: Path) -> None:
+    home = make_home()
+    material, steps = prepare(home), list[Progress]()
+    trained(material, home, tmp_path / "run")
+    changed = home.config.training.model_copy(update={"seed": 1})
+    train(material, changed, tmp_path / "run", on_progress=steps.append)
+    assert len(steps) == changed.steps
+
+
+def test_a_damaged_checkpoint_is_named(make_home, tmp_path: Path) -> None:
+    home = make_home()
+    material = prepare(home)
+    trained(material, home, tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="cannot resume"):
+        trained(material, home, tmp_path / "run")
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(make_home, tmp_path: Path, monkeypatch) -> None:
+    home = make_home()
+    material, honest = prepare(home), learning_rate
+    monkeypatch.setattr(
+        "motet.client.training.learning_rate", lambda step, config: float("inf") if step == 3 else honest(step, config)
+    )
+    with pytest.raises(TrainingError, match="after 4 of 6 steps: saw weights"):
+        trained(material, home, tmp_path / "run")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000002.safetensors"]
+    assert same(trained(material, home, tmp_path / "run").ffn, trained(material, home, tmp_path / "whole").ffn)
+
+
+def test_only_the_expert_learns(make_home) -> None:
+    model, parameters = expert_model(prepare(make_home()))
+    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert learning == {id(parameter) for parameter in parameters.values()}
+    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters.values())
+
+
+def test_accumulation_and_checkpointing_give_the_same_gradient(make_home, tmp_path: Path) -> None:
+    home = make_home()
+    material, settings = prepare(home), home.config.training.model_copy(update={"steps": 1, "warmup": 0})
+    variants = [{}, {"batch_size": 2, "gradient_accumulation": 2}, {"gradient_checkpointing": True}]
+    made = [
+        train(material, settings.model_copy(update=changes), tmp_path / str(number))
+        for number, changes in enumerate(variants)
+    ]
+    for other in made[1:]:
+        for name, tensor in made[0].ffn.items():
+            # Adam's first step is the gradient's sign, so that tiny gradients may differ by twice the rate
+            assert float((other.ffn[name] - tensor).abs().mean()) < 1e-5
+
+
+def test_public_text_has_its_share_and_every_row_its_turn() -> None:
+    own, public = torch.arange(10).repeat(5, 1).T, torch.arange(100, 107).repeat(5, 1).T
+    batches = Batches(own=own, public=public, public_share=0.3, batch_size=4, accumulation=1, seed=0)
+    drawn = [int(row[0]) for step in range(30) for ids in batches.at(step) for row in ids]
+    from_public = [value for value in drawn if value >= 100]
+    assert len(from_public) == 36
+    first_epoch = [value for value in drawn if value < 100][:10]
+    assert sorted(first_epoch) == list(range(10))
+    assert [value for value in drawn if value < 100][10:20] != first_epoch
+
+
+def test_packing_predicts_every_token_once(make_home) -> None:
+    tokenizer = prepare(make_home()).anchor.tokenizer()
+    rows = pack(tokenizer, ["abc", "defgh", "ij"], 4)
+    assert rows.shape == (3, 5)
+    assert torch.equal(rows[:-1, -1], rows[1:, 0])
+    assert tokenizer.decode(rows[0]) == "<bos>abc<bos>"
+    assert pack(tokenizer, ["a"], 8).shape == (1, 9)
+
+
+def test_another_anchor_is_refused(make_home, make_anchor, tmp_path: Path) -> None:
+    home = make_home()
+    home.anchor.unlink()
+    make_anchor(home.anchor, seed=5)
+    with pytest.raises(AnchorMismatch):
+        prepare(home)
+
+
+def test_other_public_statistics_are_refused(make_home, federation) -> None:
+    import shutil
+
+    from motet.moe.statistics import Statistics
+
+    home = make_home()
+    home.anchor.unlink()
+    shutil.copytree(federation.anchor, home.anchor)
+    path = home.anchor / "statistics.safetensors"
+    public = Statistics.load(path)
+    Statistics(anchor=public.anchor, tokens=public.tokens, mean=public.mean + 1, covariance=public.covariance).save(
+        path
+    )
+    with pytest.raises(StatisticsError, match="as in the charter"):
+        prepare(home)
+
+
+def test_the_rate_rises_and_falls(make_home) -> None:
+    config = make_home(training={"steps": 100, "warmup": 10, "learning_rate": 1.0}).config.training
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.1 < rates[-1] < 0.11

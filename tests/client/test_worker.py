@@ -1,0 +1,157 @@
+"""The worker: jobs one at a time, every ending told, killed and started again without loss."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from motet.client.contribute import contribute
+from motet.client.owner import OwnerHome
+from motet.client.packing import find_packed, packed_contributions
+from motet.client.spool import Spool
+from motet.client.worker import make_contribution, run_worker
+from motet.protocols.control import EvaluateRequest, JobState, TrainRequest
+from motet.protocols.errors import WorkerBusy
+from motet.protocols.jobs import contribution_of, rides_inline
+from motet.protocols.receipts import Receipt
+from motet.protocols.signing import Signed
+
+SCRIPT = "import sys, pathlib; from motet.client.worker import run_worker; run_worker(pathlib.Path(sys.argv[1]))"
+
+
+def ask(home: OwnerHome) -> str:
+    return Spool(home.path).submit("train", TrainRequest(charter=home.charter.digest)).id
+
+
+def state_of(home: OwnerHome, job: str) -> JobState:
+    return Spool(home.path).job(job).state
+
+
+def run_once(home: OwnerHome, job: str) -> JobState:
+    run_worker(home.path, once=True)
+    return state_of(home, job)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_training_job_ends_with_a_receipt(make_home, coordinator) -> None:
+    home = make_home()
+    state = run_once(home, ask(home))
+    assert (state.state, state.progress) == ("done", 1.0)
+    result = state.result or {}
+    assert result["contribution"] == coordinator.received[0].digest
+    assert result["update_bytes"] == coordinator.received[0].update_bytes
+    assert result["sent_bytes"] > result["update_bytes"]
+    assert result["inline"] is False
+    assert Signed.model_validate(result["receipt"]).open(Receipt, by=home.config.coordinator).status == "admitted"
+
+
+def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator) -> None:
+    home = make_home(contribution={"consent": "ask"})
+    job = ask(home)
+    state = run_once(home, job)
+    assert state.state == "waiting"
+    assert "motet contribute" in state.detail
+    assert coordinator.received == []
+    contribute(home, find_packed(home))
+    assert state_of(home, job).state == "done"
+    assert len(coordinator.received) == 1
+
+
+def test_with_flower_the_update_is_offered_inline(make_home) -> None:
+    home = make_home(contribution={"transport": "flower"})
+    state = run_once(home, ask(home))
+    assert state.state == "done"
+    assert rides_inline(state)
+    assert contribution_of(state) == find_packed(home).digest
+
+
+def test_a_refusal_is_a_failure_with_its_reason(make_home, coordinator) -> None:
+    coordinator.verdict = "refused"
+    home = make_home()
+    state = run_once(home, ask(home))
+    assert state.state == "failed"
+    assert "wrong-anchor" in state.detail
+
+
+def test_a_failed_job_says_why_and_the_next_one_runs(make_home, coordinator) -> None:
+    home = make_home(texts=["only one document"])
+    job = ask(home)
+    other = Spool(home.path).submit(
+        "evaluate", EvaluateRequest(charter=home.charter.digest, composite="sha256:" + "3" * 64)
+    )
+    state = run_once(home, job)
+    assert state.state == "failed"
+    assert "distinct documents" in state.detail
+    assert state_of(home, other.id).state == "failed"
+
+
+def test_a_job_under_another_charter_fails(make_home) -> None:
+    home = make_home()
+    job = Spool(home.path).submit("train", TrainRequest(charter="sha256:" + "4" * 64))
+    assert "this home joined" in run_once(home, job.id).detail
+
+
+def test_an_unforeseen_error_is_told_without_its_message(make_home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(home: OwnerHome) -> None:
+        raise RuntimeError("the patient's name")
+
+    monkeypatch.setattr("motet.client.worker.prepare", explode)
+    home = make_home()
+    state = run_once(home, ask(home))
+    assert state.state == "failed"
+    assert "RuntimeError" in state.detail
+    assert "patient" not in state.detail
+
+
+def test_one_worker_at_a_time(make_home) -> None:
+    home, stop = make_home(), threading.Event()
+    worker = threading.Thread(target=run_worker, args=(home.path,), kwargs={"stop": stop})
+    worker.start()
+    try:
+        wait_for(Spool(home.path).worker_alive)
+        with pytest.raises(WorkerBusy):
+            run_worker(home.path, once=True)
+    finally:
+        stop.set()
+        worker.join(10)
+    assert not Spool(home.path).worker_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_ended_in_training_goes_on_to_the_same_expert(make_home, coordinator, number: int) -> None:
+    settings = {"steps": 400, "checkpoint_every": 20}
+    home, twin = make_home("medicine", training=settings), make_home("twin", training=settings)
+    job = ask(home)
+    process = start_worker(home)
+    try:
+        checkpoints = home.work / "training"
+        wait_for(lambda: any(checkpoints.glob("*/training.json")))
+        process.send_signal(number)
+        assert process.wait(30) == (0 if number == signal.SIGTERM else -number)
+        assert packed_contributions(home) == []
+        assert state_of(home, job).state == ("queued" if number == signal.SIGTERM else "running")
+        state = run_once(home, job)
+    finally:
+        process.kill()
+        process.wait()
+    assert state.state == "done"
+    whole = make_contribution(twin)
+    assert whole is not None
+    assert find_packed(home).contribution.update == whole.contribution.update
+
+
+def start_worker(home: OwnerHome) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(home.path)], env=os.environ, cwd=Path.cwd())
