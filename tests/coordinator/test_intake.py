@@ -1,0 +1,362 @@
+"""From a signed manifest to an entry, a file and a receipt; and everything that comes between, kills included."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from motet.coordinator.federation import Federation
+from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.intake import Intake
+from motet.moe.experts import materialise, read_expert
+from motet.moe.tensor_files import TensorReader
+from motet.protocols.canonical import hex_of
+from motet.protocols.container import write_container
+from motet.protocols.contribution import Contribution, EvaluationReport, Score
+from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, SignatureError
+from motet.protocols.receipts import Receipt
+from motet.protocols.signing import Signed, seal
+from motet.protocols.transfer import audience_of
+
+WriteUpdate = Callable[..., Path]
+
+
+@pytest.fixture
+def intake(home: CoordinatorHome) -> Intake:
+    return Intake(home)
+
+
+@pytest.fixture
+def update(write_update: WriteUpdate, tmp_path: Path) -> Path:
+    return write_update(tmp_path / "update.safetensors")
+
+
+def opened(home: CoordinatorHome, receipt: Signed) -> Receipt:
+    return receipt.open(Receipt, by=home.charter.coordinator)
+
+
+def kinds(home: CoordinatorHome) -> list[str]:
+    return [entry.kind for entry in home.ledger.entries()]
+
+
+def pretend_admitted(home: CoordinatorHome, signed: Signed) -> None:
+    """An admitted entry without the work: for tests of what comes after."""
+    from motet.coordinator.ledger_store import Draft
+
+    body = {"signed": signed.model_dump(mode="json", by_alias=True), "received_bytes": 1}
+    home.ledger.append(lambda _: Draft(kind="admitted", subject=signed.open(Contribution).digest, body=body))
+
+
+@pytest.mark.slow
+def test_admitted_once_for_all(home: CoordinatorHome, intake: Intake, medicine: object, update: Path) -> None:
+    signed = medicine.manifest(home, update)
+    contribution = signed.open(Contribution)
+    assert intake.check(contribution, signed) is None
+    receipt = intake.admit(signed, update, 12345)
+    said = opened(home, receipt)
+    assert (said.status, said.received_bytes, said.contribution) == ("admitted", 12345, contribution.digest)
+    assert home.ledger.entries()[said.sequence].digest == said.entry
+    assert intake.check(contribution, signed) == intake.admit(signed, update, 999) == receipt
+    assert kinds(home) == ["charter", "enrolled", "admitted"]
+
+    path = intake.expert_file(contribution.digest)
+    expert = read_expert(path, home.anchor, name="medicine", contribution=contribution.digest)
+    name = home.anchor_manifest.ffn()[0].name
+    with TensorReader(update) as reader:
+        assert torch.equal(expert.ffn[name], materialise(home.anchor.tensor(name), reader.tensor(name)))
+
+    withdrawal = medicine.withdrawal(home, contribution.digest)
+    gone = intake.withdraw(withdrawal)
+    assert opened(home, gone).status == "withdrawn"
+    assert not path.exists()
+    assert home.ledger.standing().active == {}
+    assert intake.withdraw(withdrawal) == gone
+    with pytest.raises(AdmissionRefused) as caught:
+        intake.check(contribution, signed)
+    assert caught.value.reason == "withdrawn"
+    assert opened(home, intake.admit(signed, update, 1)).reason == "withdrawn"
+    assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_poisoned_update_is_refused_and_recorded_once(
+    home: CoordinatorHome, intake: Intake, medicine: object, write_update: WriteUpdate, tmp_path: Path
+) -> None:
+    bad = write_update(tmp_path / "bad", poison=float("nan"))
+    signed = medicine.manifest(home, bad)
+    said = opened(home, intake.admit(signed, bad, 5))
+    assert (said.status, said.reason) == ("refused", "not-finite")
+    assert "wanted finite values" in (said.message or "")
+    assert opened(home, intake.admit(signed, bad, 5)) == said
+    assert kinds(home) == ["charter", "enrolled", "refused"]
+    assert list(home.experts_directory.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_tampered_update_is_refused_and_the_true_one_still_admitted(
+    home: CoordinatorHome, intake: Intake, medicine: object, update: Path
+) -> None:
+    signed, whole = medicine.manifest(home, update), update.read_bytes()
+    for spoilt, reason in ((whole[:-8], "wrong-size"), (whole[:-1] + b"!", "wrong-digest")):
+        update.write_bytes(spoilt)
+        assert opened(home, intake.admit(signed, update, 1)).reason == reason
+    update.write_bytes(whole)
+    assert opened(home, intake.admit(signed, update, 1)).status == "admitted"
+
+
+def test_strangers_leave_no_trace(
+    home: CoordinatorHome, intake: Intake, medicine: object, make_owner: Callable[[str], object], update: Path
+) -> None:
+    stranger = make_owner("law")
+    signed = stranger.manifest(home, update)
+    before = kinds(home)
+    for call in (
+        lambda: intake.check(signed.open(Contribution), signed),
+        lambda: intake.admit(signed, update, 1),
+    ):
+        with pytest.raises(AdmissionRefused) as caught:
+            call()
+        assert caught.value.reason == "unknown-owner"
+    forged = medicine.manifest(home, update).model_copy(update={"signature": "0" * 128})
+    with pytest.raises(AdmissionRefused) as caught:
+        intake.admit(forged, update, 1)
+    assert caught.value.reason == "bad-signature"
+    assert kinds(home) == before
+    assert not intake.enrolled(stranger.key.public)
+    assert intake.enrolled(medicine.key.public)
+
+
+def test_early_refusals_are_recorded_once_and_not_for_ever(
+    home: CoordinatorHome, intake: Intake, medicine: object, update: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("motet.coordinator.intake.MAX_REFUSALS", 3)
+    for bits in (1.0, 1.0, 1.1, 1.2, 1.3, 1.4):
+        signed = medicine.manifest(home, update, anchor="sha256:" + "0" * 64, bits_per_byte={"anchor": bits})
+        with pytest.raises(AdmissionRefused) as caught:
+            intake.check(signed.open(Contribution), signed)
+        assert caught.value.reason == "wrong-anchor"
+    assert kinds(home) == ["charter", "enrolled", "refused", "refused", "refused"]
+
+
+def test_a_replay_is_refused(home: CoordinatorHome, intake: Intake, medicine: object, update: Path) -> None:
+    pretend_admitted(home, medicine.manifest(home, update, version=2))
+    old = medicine.manifest(home, update, version=1)
+    with pytest.raises(AdmissionRefused) as caught:
+        intake.check(old.open(Contribution), old)
+    assert caught.value.reason == "replayed"
+    assert opened(home, intake.admit(old, update, 1)).reason == "replayed"
+
+
+def test_only_its_owner_withdraws(
+    home: CoordinatorHome, intake: Intake, medicine: object, make_owner: Callable[[str], object], update: Path
+) -> None:
+    signed = medicine.manifest(home, update)
+    digest = signed.open(Contribution).digest
+    pretend_admitted(home, signed)
+    law = make_owner("law")
+    home.enrol(law.request(home))
+    for withdrawal in (law.withdrawal(home, digest), medicine.withdrawal(home, "sha256:" + "0" * 64)):
+        with pytest.raises(AdmissionRefused) as caught:
+            intake.withdraw(withdrawal)
+        assert caught.value.reason == "not-yours"
+    forged = law.withdrawal(home, digest)
+    payload = forged.payload.replace(law.key.public, medicine.key.public)
+    with pytest.raises(SignatureError):
+        intake.withdraw(forged.model_copy(update={"payload": payload}))
+    assert digest in home.ledger.standing().active
+
+
+def test_what_is_published(home: CoordinatorHome, intake: Intake) -> None:
+    assert intake.audience == audience_of(home.charter)
+    assert intake.publication(home.charter.anchor.bundle) == (home.anchor_directory, "bundle.json")
+    assert intake.publication("sha256:" + "0" * 64) is None
+
+
+KILLED = """
+import os, sys, json
+from pathlib import Path
+from motet.coordinator import intake as module
+from motet.coordinator.home import CoordinatorHome
+from motet.protocols.signing import Signed
+home = CoordinatorHome(Path(sys.argv[1]))
+def die(*_):
+    os.kill(os.getpid(), 9)
+home.ledger.append = die
+module.Intake(home).admit(Signed.parse(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3]), 7)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_store_and_ledger(home: CoordinatorHome, medicine: object, update: Path, tmp_path: Path) -> None:
+    signed = medicine.manifest(home, update)
+    (tmp_path / "signed.json").write_bytes(signed.canonical())
+    command = [sys.executable, "-c", KILLED, home.path, tmp_path / "signed.json", update]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    orphan = home.experts_directory / hex_of(signed.open(Contribution).digest)
+    assert orphan.is_dir()
+    assert kinds(home) == ["charter", "enrolled"]
+    restarted = Intake(home)
+    assert not orphan.exists()
+    assert opened(home, restarted.admit(signed, update, 7)).status == "admitted"
+    assert (orphan / "expert.safetensors").exists()
+    Intake(home)
+    assert (orphan / "expert.safetensors").exists()
+
+
+def test_nothing_is_cleared_while_somebody_admits(home: CoordinatorHome, intake: Intake) -> None:
+    half = home.experts_directory / ("f" * 64)
+    half.mkdir()
+    with intake.workspace() as workspace:
+        Intake(home)
+        assert half.exists()
+        assert workspace.exists()
+    Intake(home)
+    assert not half.exists()
+    assert not workspace.exists()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from motet.coordinator import store
+from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.intake import Intake
+from motet.protocols.errors import StorageError
+from motet.protocols.signing import Signed
+intake = Intake(CoordinatorHome(Path(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    intake.admit(Signed.parse(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3]), 7)
+except StorageError as error:
+    print("said:", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_refuses_nobody(home: CoordinatorHome, medicine: object, update: Path, tmp_path: Path) -> None:
+    signed = medicine.manifest(home, update)
+    home.close()
+    (tmp_path / "signed.json").write_bytes(signed.canonical())
+    command = [sys.executable, "-c", FULL, home.path, tmp_path / "signed.json", update]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "said: cannot write" in ran.stdout
+    again = CoordinatorHome(home.path)
+    assert kinds(again) == ["charter", "enrolled"]
+    assert opened(again, Intake(again).admit(signed, update, 7)).status == "admitted"
+    again.close()
+
+
+@pytest.mark.slow
+def test_the_same_upload_from_four_threads_is_one_entry(
+    home: CoordinatorHome, intake: Intake, medicine: object, update: Path
+) -> None:
+    signed = medicine.manifest(home, update)
+    receipts: list[Signed] = []
+    threads = [threading.Thread(target=lambda: receipts.append(intake.admit(signed, update, 3))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(receipts) == 4
+    assert len({receipt.canonical() for receipt in receipts}) == 1
+    assert kinds(home).count("admitted") == 1
+
+
+@pytest.mark.slow
+def test_a_federation_from_files_to_scores(
+    home: CoordinatorHome,
+    medicine: object,
+    make_owner: Callable[[str], object],
+    write_update: WriteUpdate,
+    tmp_path: Path,
+) -> None:
+    federation = Federation(home)
+    law = make_owner("law")
+    (tmp_path / "law.json").write_bytes(law.request(home).canonical())
+    assert federation.admit_file(tmp_path / "law.json").status == "enrolled"
+    assert federation.flower_keys() == {"law": law.flower_key, "medicine": medicine.flower_key}
+
+    update = write_update(tmp_path / "law.safetensors", seed=1)
+    signed = law.manifest(home, update)
+    write_container(tmp_path / "law.motet", signed, update)
+    filed = federation.admit_file(tmp_path / "law.motet")
+    assert filed.status == "admitted"
+    assert federation.admit_file(tmp_path / "law.motet") == filed
+    mine = write_update(tmp_path / "medicine.safetensors", seed=2)
+    receipt = federation.admit_inline(medicine.manifest(home, mine).canonical(), mine.read_bytes())
+    assert opened(home, receipt).received_bytes == mine.stat().st_size
+    assert sorted(each.name for each in federation.admitted().values()) == ["law", "medicine"]
+    assert list(home.intake_directory.iterdir()) == []
+
+    composite = federation.assemble()
+    assert composite.path == home.composites_directory / hex_of(composite.digest)
+    assert federation.assemble().digest == composite.digest
+    alone = federation.assemble(without=["law"])
+    assert [member.name for member in alone.members] == ["medicine"]
+    assert [entry.subject for entry in home.ledger.entries() if entry.kind == "composite"] == [
+        composite.digest,
+        alone.digest,
+    ]
+    assert set(federation.composites()) == {composite.digest, alone.digest}
+    assert federation.intake.publication(composite.digest) == (composite.path, "composite.json")
+    with pytest.raises(ExpertSetError, match="surgery"):
+        federation.assemble(without=["surgery"])
+
+    rows = federation.score_public(alone.digest)
+    assert set(rows) >= {"anchor", "composite", "expert:medicine"}
+    assert federation.score_public(alone.digest) == rows
+    check_evaluations(federation, law, medicine, composite.digest)
+
+    (tmp_path / "bye.json").write_bytes(law.withdrawal(home, signed.open(Contribution).digest).canonical())
+    assert federation.admit_file(tmp_path / "bye.json").status == "withdrawn"
+    assert federation.intake.publication(composite.digest) is None
+    assert federation.assemble().digest == alone.digest
+
+
+def check_evaluations(federation: Federation, law: object, medicine: object, composite: str) -> None:
+    def report(signer: object, **changes: object) -> Signed:
+        score = Score(nats=10.0, bytes=20, documents=2, bits_per_byte_variance=0.1)
+        values = {"charter": federation.charter.digest, "composite": composite, "owner": signer.key.public}
+        values |= {"domain": signer.name, "rows": {"composite": score}}
+        return seal(EvaluationReport.model_validate(values | changes), signer.key)
+
+    kept = federation.keep_evaluation(report(law))
+    federation.keep_evaluation(report(law))
+    assert federation.evaluations(composite) == {law.key.public: kept}
+    wrong = [{"domain": "medicine"}, {"composite": "sha256:" + "0" * 64}, {"charter": "sha256:" + "0" * 64}]
+    for changes in wrong:
+        with pytest.raises(DocumentError):
+            federation.keep_evaluation(report(law, **changes))
+    with pytest.raises(SignatureError):
+        federation.keep_evaluation(report(law, owner=medicine.key.public))
+    good = json.loads(report(medicine).canonical())
+    good["payload"] = good["payload"].replace('"nats":10.0', '"nats":1e999')
+    with pytest.raises(DocumentError):
+        federation.keep_evaluation(Signed.model_validate(good))
+
+
+def test_files_that_are_nothing(home: CoordinatorHome, medicine: object, tmp_path: Path) -> None:
+    federation = Federation(home)
+    charter = (home.path / "charter.signed.json").read_bytes()
+    for number, data in enumerate((b"", b"{", b'{"a":1}', b"x" * 2000, charter)):
+        path = tmp_path / f"{number}"
+        path.write_bytes(data)
+        with pytest.raises(DocumentError):
+            federation.admit_file(path)
+    with pytest.raises(DocumentError, match="cannot read"):
+        federation.admit_file(tmp_path / "nowhere")
+
+
+def test_too_much_inline(home: CoordinatorHome, medicine: object, update: Path) -> None:
+    federation = Federation(home)
+    with pytest.raises(AdmissionRefused) as caught:
+        federation.admit_inline(medicine.manifest(home, update).canonical(), bytes((1 << 19) + 1))
+    assert caught.value.reason == "too-large"
+    with pytest.raises(DocumentError):
+        federation.admit_inline(b"nonsense", b"")
