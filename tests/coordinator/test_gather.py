@@ -143,6 +143,9 @@ def failed(number: int) -> Peer:
         ([peer(0, settled=True), peer(1, settled=True), failed(2)], 0.0, True),
         ([peer(0, settled=True), failed(1), failed(2)], 0.0, True),
         ([failed(0), failed(1), peer(2, connected=False)], 0.0, False),
+        ([peer(0, settled=True), replace(failed(1), receipt_due=True)], 0.0, False),
+        ([peer(0, settled=True), replace(failed(1), receipt_due=True, connected=False)], 0.0, True),
+        ([peer(0, settled=True, receipt_due=True)], 0.0, True),
     ],
 )
 def test_a_phase_ends_with_everybody_or_with_enough_at_the_deadline(

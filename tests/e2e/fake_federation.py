@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from motet.coordinator.server_app import Federation, serve
+from motet.coordinator.conduct import Federation
+from motet.coordinator.server_app import serve
 from motet.protocols.canonical import bytes_digest, digest_of, hex_of, write_atomically
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest
 from motet.protocols.receipts import Receipt

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from motet.protocols.control import JobState, OwnerStatus
-from motet.protocols.jobs import rides_inline
+from motet.protocols.jobs import InlineUpdate, rides_inline
 
 LONGEST_PAUSE_SECONDS = 60.0
 CALM = 10.0
 """An owner without news for so many seconds is asked again after a tenth of them: jobs may wait for days."""
 PATIENCE = 6
 """Consecutive refusals by an owner's own software before the owner counts as failed."""
+
+NO_ANSWER = 0
+"""The code of a failure that Flower has no code for."""
 
 _REFUSALS = (1, 2, 7)  # Flower: the ClientApp did not load, raised, or its FAB was not trusted
 
@@ -32,6 +35,20 @@ class Order(StrEnum):
     STATUS = "status"
     INLINE = "inline"
     """A status query that asks for the offered update as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came back for one letter: a status, or why there is none."""
+
+    owner: str
+    job: str
+    """The job of the phase that the letter belonged to."""
+    order: Order
+    status: OwnerStatus | None = None
+    inline: InlineUpdate | None = None
+    code: int = NO_ANSWER
+    reason: str = ""
 
 
 class Standing(StrEnum):
@@ -149,8 +166,10 @@ def judge(peers: Iterable[Peer], *, elapsed: float, policy: Policy) -> Verdict:
     settled, waiting = by_standing[Standing.SETTLED], by_standing[Standing.OPEN]
     late = policy.deadline_seconds is not None and elapsed >= policy.deadline_seconds
     someone = bool(settled or by_standing[Standing.FAILED])
+    owing = any(peer.receipt_due and peer.connected and not peer.failures for peer in by_standing[Standing.FAILED])
+    enough = (someone and not waiting) or (late and len(settled) >= max(1, policy.min_owners))
     return Verdict(
-        over=(someone and not waiting) or (late and len(settled) >= max(1, policy.min_owners)),
+        over=enough and not owing,  # a refusal is told before the phase ends; an admission can wait for the next
         settled=tuple(peer.owner for peer in settled),
         open=tuple(peer.owner for peer in waiting),
         failed={peer.owner: why_failed(peer) or "" for peer in by_standing[Standing.FAILED]},

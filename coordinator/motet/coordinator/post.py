@@ -1,7 +1,7 @@
 """The ServerApp's letters: one at a time to each owner, one thread waiting for each answer.
 
     post = Post(grid)
-    post.send(owner, node, job, Order.REQUEST, "train", TrainRequest(charter=digest))
+    post.send(owner, node, job, Order.REQUEST, TrainRequest(charter=digest))
     for answer in post.heard(timeout=0.5): ...
 
 `Grid.pull_messages` blocks while a sender is still uploading, so every answer is pulled by its own thread, one message
@@ -13,43 +13,23 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from motet.coordinator.gather import Order
+from motet.coordinator.gather import NO_ANSWER, Answer, Order
 from motet.protocols.control import OwnerStatus
-from motet.protocols.documents import Document
 from motet.protocols.errors import DocumentError
 from motet.protocols.flower_records import pack, unpack, unpack_inline
-from motet.protocols.jobs import InlineUpdate
+from motet.protocols.jobs import Request, StatusQuery, kind_of
 
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 600.0
 """How long a message and its answer may take, an inline update included."""
 PULL_SECONDS = 0.4
-
-NO_ANSWER = 0
-"""The code of a failure that Flower has no code for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What came back for one message: a status, or why there is none."""
-
-    owner: str
-    job: str
-    """The job of the phase that the message belonged to."""
-    order: Order
-    status: OwnerStatus | None = None
-    inline: InlineUpdate | None = None
-    code: int = NO_ANSWER
-    reason: str = ""
 
 
 class Post:
@@ -74,10 +54,10 @@ class Post:
         node: int,
         job: str,
         order: Order,
-        message_type: Literal["query", "train", "evaluate"],
-        document: Document,
+        document: Request | StatusQuery,
     ) -> None:
         """Send a document; `heard` gives the answer, or why there is none, exactly once."""
+        message_type = "query" if isinstance(document, StatusQuery) else kind_of(document)
         message = Message(pack(document), dst_node_id=node, message_type=message_type, ttl=EXPIRY_SECONDS)
         (message_id,) = self._grid.push_messages([message])
         blank = Answer(owner=owner, job=job, order=order)
