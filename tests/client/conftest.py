@@ -14,7 +14,7 @@ from motet.protocols.charter import Addresses, AnchorPin, Charter
 from motet.protocols.contribution import Contribution, Terms, Withdrawal
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
-from motet.protocols.transfer import audience_of, serve
+from motet.protocols.transfer import audience_of, serve, write_bundle
 
 MakeHome = Callable[..., OwnerHome]
 WORDS = [
@@ -78,7 +78,8 @@ class Coordinator:
 
     def publication(self, digest: str) -> tuple[Path, str] | None:
         folder = self.published.get(digest)
-        return None if folder is None else (folder, "composite.json")
+        name = "bundle.json" if digest == self.charter.anchor.bundle else "composite.json"
+        return None if folder is None else (folder, name)
 
     def enrolled(self, owner: str) -> bool:
         return True
@@ -143,7 +144,7 @@ def federation(anchor_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
             digest=Anchor.load(anchor_bundle).digest,
             statistics=file_digest(anchor_bundle / "statistics.safetensors"),
             public_text=file_digest(anchor_bundle / "public.jsonl"),
-            bundle="sha256:" + "0" * 64,
+            bundle=write_bundle(anchor_bundle).digest,
         ),
         addresses=Addresses(data_plane=f"127.0.0.1:{port}", flower="127.0.0.1:1"),
         coordinator=key.public,

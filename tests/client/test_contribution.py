@@ -177,6 +177,14 @@ def test_an_altered_composite_is_refused_and_fetched_anew(make_home, coordinator
     evaluate(home, digest)
 
 
+def test_a_home_without_an_anchor_fetches_it(make_home, coordinator, federation) -> None:
+    home = make_home()
+    home.anchor.unlink()
+    coordinator.published[home.charter.anchor.bundle] = federation.anchor
+    assert packed_of(home).contribution.anchor == home.charter.anchor.digest
+    assert not home.anchor.is_symlink()
+
+
 def test_an_unpublished_composite_is_refused(make_home, coordinator) -> None:
     with pytest.raises(TransferRefused):
         evaluate(make_home(), "sha256:" + "2" * 64)

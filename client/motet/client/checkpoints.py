@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from motet.moe.tensor_files import TensorReader, TensorSpec, TensorWriter
-from motet.protocols.canonical import Digest, write_atomically
+from motet.protocols.canonical import Digest, hex_of, write_atomically
 from motet.protocols.documents import Document
 from motet.protocols.errors import DocumentError, TensorFileError, TrainingError
 
@@ -42,7 +42,7 @@ class Checkpoints:
     def save(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Keep the state after `step` steps. Raises StorageError when the disk is full; the one before is kept."""
         tensors = _state(parameters, optimizer)
-        path = self.folder / f"checkpoint-{step:08d}.safetensors"
+        path = self.folder / f"checkpoint-{step:08d}-{hex_of(self.fingerprint)[:12]}.safetensors"
         specs = [TensorSpec(name=name, dtype="F32", shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
         with TensorWriter(path, specs) as writer:
             for name, tensor in tensors.items():
