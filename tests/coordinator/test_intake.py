@@ -230,7 +230,7 @@ from motet.coordinator.intake import Intake
 from motet.protocols.errors import StorageError
 from motet.protocols.signing import Signed
 intake = Intake(CoordinatorHome(Path(sys.argv[1])))
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
 try:
     intake.admit(Signed.parse(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3]), 7)
 except StorageError as error:
