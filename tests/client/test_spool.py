@@ -164,4 +164,10 @@ def test_waiting_ends_with_the_first_change(tmp_path: Path) -> None:
     started = time.monotonic()
     assert spool.wait_for_change({}, 20) == [job]
     assert spool.wait_for_change({job.id: "queued"}, 0.3) == [job]
+    spool.update(job.id, "running")
+    waited = time.monotonic()
+    assert spool.wait_for_change({job.id: "queued"}, 0.5)[0].state == "running"
+    assert time.monotonic() - waited >= 0.5, "that it runs is no news"
+    spool.update(job.id, "failed")
+    assert spool.wait_for_change({job.id: "running"}, 20)[0].state == "failed"
     assert time.monotonic() - started < 5

@@ -156,11 +156,14 @@ class Spool:
             return self._write(file.model_copy(update={"state": new}))
 
     def wait_for_change(self, seen: dict[str, Phase], seconds: float) -> list[JobState]:
-        """The jobs, as soon as some job's state differs from `seen`, at the latest after `seconds`."""
+        """The jobs, as soon as one is news against `seen`, at the latest after `seconds`.
+
+        That a queued job runs is no news: telling it would cost a message without moving anything.
+        """
         deadline = time.monotonic() + seconds
         while True:
             jobs = self.jobs()
-            if any(seen.get(job.id) != job.state for job in jobs) or time.monotonic() >= deadline:
+            if any(_is_news(seen.get(job.id), job.state) for job in jobs) or time.monotonic() >= deadline:
                 return jobs
             time.sleep(0.25)
 
@@ -255,3 +258,7 @@ class Spool:
     def _write(self, file: _JobFile) -> JobState:
         write_atomically(self._path(file.state.id), file.canonical())
         return file.state
+
+
+def _is_news(before: Phase | None, now: Phase) -> bool:
+    return before != now and not {before, now} <= {"queued", "running"}
