@@ -50,6 +50,7 @@ class CoordinatorHome:
             ConfigurationError: there is none, or charter, key and ledger do not belong together.
             SignatureError: the charter's signature does not hold.
         """
+        path = path.absolute()
         self.path = path
         self.tls_directory = path / "tls"
         self.anchor_directory = path / "anchor"

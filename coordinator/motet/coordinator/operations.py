@@ -90,13 +90,13 @@ def run_all(directory: Path, *, announce: Announce) -> None:
     with Troupe(logs=directory / "logs") as troupe:
         for part in ("superlink", "data-plane"):
             troupe.start(part, _command(part, directory))
-        run = troupe.start("run", _command("run", directory))
+        troupe.start("run", _command("run", directory), may_end=True)
         announce(f"coordinator running; logs in {directory / 'logs'}; Ctrl-C ends it")
         told = False
         while not ending.wait(_CHECK_SECONDS):
-            if run.poll() == 0 and not told:
+            if not told and not troupe.running("run"):
+                troupe.check()
                 told = True
-                troupe.wait("run", timeout=0)
                 announce(f"the run is through: motet report --dir {directory}; serving until Ctrl-C")
             troupe.check()
 
@@ -111,7 +111,7 @@ def _link(directory: Path, address: str | None) -> SuperLink:
         host, _, port = (address or home.charter.addresses.flower).rpartition(":")
         if not host or not port.isdigit():
             raise ConfigurationError(f"saw the address {address!r}, wanted host:port")
-        return SuperLink(home=directory.absolute(), host=host, port=int(port), tls=home.tls())
+        return SuperLink(home=home.path, host=host, port=int(port), tls=home.tls())
     finally:
         home.close()
 

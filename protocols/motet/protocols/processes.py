@@ -42,8 +42,9 @@ class Troupe:
     def __init__(self, *, logs: Path, environment: Mapping[str, str] | None = None) -> None:
         """Keep the children's output in `logs`; `environment` is theirs, None this process's own."""
         self._logs = logs
-        self._environment = dict(os.environ if environment is None else environment)
+        self.environment = dict(os.environ if environment is None else environment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._may_end: set[str] = set()
         self._descendants: dict[int, psutil.Process] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -56,21 +57,27 @@ class Troupe:
         self.end()
 
     def start(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None, may_end: bool = False
     ) -> subprocess.Popen[bytes]:
-        """Start a child that is expected to run until the end; its output goes to NAME.log."""
+        """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`, and well."""
         with (self._logs / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment | dict(environment or {}),
+                env=self.environment | dict(environment or {}),
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
         self._running[name] = child
+        if may_end:
+            self._may_end.add(name)
         return child
+
+    def running(self, name: str) -> bool:
+        """Whether this child is still running."""
+        return name in self._running and self._running[name].poll() is None
 
     def wait(self, name: str, *, timeout: float) -> None:
         """Wait for a child to end well.
@@ -90,7 +97,7 @@ class Troupe:
     def check(self) -> None:
         """Raise a FederationError if a child has ended; remember the children's children for the end."""
         for name, child in self._running.items():
-            if child.poll() is not None:
+            if child.poll() is not None and not (name in self._may_end and child.returncode == 0):
                 raise FederationError(f"{name} ended early with code {child.returncode}; {self._tail(name)}")
         self._remember()
 

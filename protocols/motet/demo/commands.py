@@ -1,0 +1,97 @@
+"""The sub-command `motet demo`."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from motet.protocols.errors import ConfigurationError
+from motet.protocols.output import Json, show
+from motet.protocols.report import Report
+
+MARKER = ".motet-demo"
+_COMPOSITES = ("composites", "composites-stock")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's sub-command to the command line."""
+    app.command()(demo)
+
+
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where everything lies; what an earlier demo left there is replaced.")
+    ] = Path("motet-demo"),
+    as_json: Json = False,
+    keep: Annotated[bool, typer.Option(help="Keep the homes with keys, text statistics and ledger too.")] = False,
+) -> None:
+    """Run a whole federation on this machine: three owners, a coordinator, real Flower and gRPC connections."""
+    from motet.demo.play import play
+    from motet.demo.view import view_of
+
+    folder = directory.absolute()
+    _make_room(folder)
+    try:
+        with view_of(sys.stderr) as view:
+            report = play(folder, view)
+    finally:
+        if not keep:
+            _clear(folder)
+    show(json.loads(report.canonical()), as_json=as_json, lines=summary(report))
+
+
+def summary(report: Report) -> list[str]:
+    """What the demonstration ends with."""
+    composite, seconds = report.composite, report.seconds
+    samples = [
+        line
+        for sample in report.samples
+        for line in (
+            f"  with {sample.expert:<16} {sample.with_expert}",
+            f"  without {sample.expert:<13} {sample.without_expert}",
+        )
+    ]
+    wire = [
+        f"  {name:<21} update {each.update_bytes:>10,}   sent {each.sent_bytes:>10,}"
+        for name, each in report.wire.items()
+    ]
+    phases = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items() if name != "total")
+    return [
+        "Bits per byte on held-out text (lower is better)",
+        *report.table(),
+        "",
+        "Generated",
+        *samples,
+        "",
+        "Bytes on the wire",
+        *wire,
+        "",
+        f"Composite  {composite.path}",
+        f"Stock      {composite.stock_path}",
+        f"Seconds    {seconds.get('total', 0):.0f} ({phases})",
+    ]
+
+
+def _make_room(folder: Path) -> None:
+    """An empty folder with a marker; one that holds something else than an earlier demo is left alone."""
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists()):
+            raise ConfigurationError(f"{folder} holds something that is no demo; name another folder with --dir")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def _clear(folder: Path) -> None:
+    """Leave report, logs and composites; keys, spools and checkpoints go."""
+    shutil.rmtree(folder / "owners", ignore_errors=True)
+    for path in (folder / "coordinator").glob("*"):
+        if path.name in _COMPOSITES:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()

@@ -1,0 +1,195 @@
+"""The demonstration from the first key to the report: every step a command that anyone can type.
+
+    report = play(Path("motet-demo"), tell=view.tell)
+    report.table()
+
+Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from motet.demo import quickstart
+from motet.demo.samples import samples_of
+from motet.protocols.canonical import write_atomically
+from motet.protocols.errors import FederationError
+from motet.protocols.flower_home import free_port
+from motet.protocols.processes import Troupe
+from motet.protocols.report import CompositeSummary, Report
+
+RUN_SECONDS = 600.0
+"""After so long the run counts as stuck; it takes one to two minutes on two cores."""
+SETTINGS = (
+    "training.steps=150",
+    "training.batch_size=8",
+    "training.sequence_length=128",
+    "training.learning_rate=5e-3",
+    "training.checkpoint_every=75",
+    "contribution.consent=automatic",
+)
+_POLL_SECONDS = 0.3
+
+
+class View(Protocol):
+    """Where the demonstration tells how far it is."""
+
+    def step(self, line: str) -> None:
+        """A new step has begun."""
+
+    def owners(self, phase: str, owners: Sequence[dict[str, Any]]) -> None:
+        """The owners as the coordinator sees them: name, job, progress, detail."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Stopwatch:
+    """Seconds per phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a phase."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+
+    def total(self) -> dict[str, float]:
+        """The phases, and the time since the beginning."""
+        return self.seconds | {"total": round(time.monotonic() - self._began, 1)}
+
+
+def play(directory: Path, view: View) -> Report:
+    """Run the whole federation in a new or empty folder; no process outlives this call.
+
+    Raises:
+        FederationError: a process failed; the message has the end of its log.
+        MotetError: as the steps raise them.
+    """
+    coordinator, watch = directory / "coordinator", Stopwatch()
+    with Troupe(logs=directory / "logs", environment=_environment()) as troupe:
+        with watch.phase("join"):
+            _found(directory, coordinator, troupe, view)
+        with watch.phase("start"):
+            view.step("starting the SuperLink, the data plane, three SuperNodes and three workers")
+            _start(directory, coordinator, troupe)
+        _follow(coordinator, troupe, view, watch)
+        with watch.phase("export"):
+            view.step("exporting the composite for plain transformers")
+            made = _command(troupe, ["assemble", "--dir", str(coordinator), "--json"])
+        with watch.phase("report"):
+            found = _command(troupe, ["report", "--dir", str(coordinator), "--json"])
+    with watch.phase("generate"):
+        view.step("generating with and without one expert")
+        composite = CompositeSummary.model_validate(made)
+        samples = samples_of(Path(composite.path))
+    report = Report.model_validate(found | {"composite": made, "seconds": watch.total(), "samples": samples})
+    write_atomically(
+        directory / "report.json", json.dumps(report.model_dump(mode="json", by_alias=True), indent=2).encode()
+    )
+    return report
+
+
+def _environment() -> dict[str, str]:
+    """Children's environment: telemetry off, nothing fetched from a hub, one thread each."""
+    return os.environ | {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        "MOTET_VERBOSE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _found(directory: Path, coordinator: Path, troupe: Troupe, view: View) -> None:
+    """The coordinator's home, the owners' homes, and the enrolments."""
+    files = quickstart.directory()
+    view.step("the coordinator makes its keys, a private CA and the charter")
+    anchor, public = files / "anchor", files / "text" / "public.jsonl"
+    texts = ["--anchor", str(anchor), "--public-text", str(public)]
+    addresses = ["--data-plane", _address(), "--flower", _address()]
+    _command(troupe, ["init", str(coordinator), "--name", "quickstart", *texts, *addresses, "--json"])
+    charter = coordinator / "charter.signed.json"
+    for owner in quickstart.owners():
+        view.step(f"{owner.name} joins with its own keys, and the coordinator enrols it")
+        home = directory / "owners" / owner.name
+        settings = [*SETTINGS, *([f"data.max_bytes={owner.max_bytes}"] if owner.max_bytes else [])]
+        options = [part for setting in settings for part in ("--set", setting)]
+        named = ["--name", owner.name, "--data", owner.files, "--licence", owner.licence]
+        _command(troupe, ["join", str(charter), "--dir", str(home), *named, *options, "--yes", "--json"])
+        _command(troupe, ["admit", str(home / "join-request.json"), "--dir", str(coordinator), "--json"])
+
+
+def _start(directory: Path, coordinator: Path, troupe: Troupe) -> None:
+    for part in ("superlink", "data-plane"):
+        troupe.start(part, _line(["coordinate", part, "--dir", str(coordinator)]))
+    for owner in quickstart.owners():
+        home = str(directory / "owners" / owner.name)
+        for part in ("supernode", "worker"):
+            troupe.start(f"{part}-{owner.name}", _line(["work", part, "--dir", home]))
+    run = ["coordinate", "run", "--dir", str(coordinator), "--min-owners", str(len(quickstart.owners()))]
+    troupe.start("run", _line([*run, "--poll-seconds", "0.5"]), may_end=True)
+
+
+def _follow(coordinator: Path, troupe: Troupe, view: View, watch: Stopwatch) -> None:
+    """Show the run until it is through; its phases, as the coordinator publishes them, are timed."""
+    deadline, phase, began = time.monotonic() + RUN_SECONDS, "connect", time.monotonic()
+    while troupe.running("run"):
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"the run takes longer than {RUN_SECONDS:.0f} s; the logs are in {coordinator.parent}/logs"
+            )
+        troupe.check()
+        state = _state(coordinator)
+        if state is not None:
+            now = "train" if state["phase"] == "gather" else str(state["phase"])
+            if now != phase:
+                watch.add(phase, time.monotonic() - began)
+                phase, began = now, time.monotonic()
+            view.owners(phase, list(state["owners"].values()))
+        time.sleep(_POLL_SECONDS)
+    watch.add(phase, time.monotonic() - began)
+    troupe.wait("run", timeout=1)
+
+
+def _state(coordinator: Path) -> dict[str, Any] | None:
+    path = coordinator / "run" / "state.json"
+    return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def _line(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "motet.cli", *arguments]
+
+
+def _command(troupe: Troupe, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a command to its end; its result is JSON."""
+    command = ["motet", *arguments]
+    done = subprocess.run(  # noqa: S603 - our own commands
+        _line(arguments), env=troupe.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    if done.returncode != 0:
+        raise FederationError(
+            f"`{' '.join(command[:3])}` ended with code {done.returncode}: {done.stderr.strip()[-2000:]}"
+        )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _address() -> str:
+    return f"127.0.0.1:{free_port()}"

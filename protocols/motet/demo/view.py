@@ -1,0 +1,71 @@
+"""How the demonstration shows itself while it runs: bars on a terminal, plain lines elsewhere; always on stderr.
+
+with view_of(sys.stderr) as view:
+    view.step("starting")
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def view_of(stream: TextIO) -> Iterator["Bars | Lines"]:
+    """The view that fits the stream."""
+    if not stream.isatty():
+        yield Lines(stream)
+        return
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(file=stream), transient=True) as progress:
+        yield Bars(progress)
+
+
+class Lines:
+    """A line per step, and one whenever an owner's job changes its state or another quarter of it is done."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._told: dict[str, tuple[str, str, int]] = {}
+
+    def step(self, line: str) -> None:
+        """A new step has begun."""
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def owners(self, phase: str, owners: Sequence[dict[str, Any]]) -> None:
+        """Tell what is new about the owners."""
+        for owner in owners:
+            quarter = int(4 * owner["progress"])
+            now = (phase, str(owner["job"]), quarter)
+            if owner["job"] is not None and self._told.get(owner["name"]) != now:
+                self._told[owner["name"]] = now
+                self.step(f"{phase}: {owner['name']} {owner['job']}, {25 * quarter} %  {owner['detail']}")
+
+
+class Bars:
+    """A bar per owner and phase."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def step(self, line: str) -> None:
+        """A new step has begun."""
+        self._progress.console.print(line)
+
+    def owners(self, phase: str, owners: Sequence[dict[str, Any]]) -> None:
+        """Move the bars."""
+        for owner in owners:
+            key = (phase, owner["name"])
+            if key not in self._tasks:
+                self._tasks[key] = self._progress.add_task(f"{phase} {owner['name']}", total=1.0, detail="")
+            done = 1.0 if owner["standing"] == "settled" else owner["progress"]
+            self._progress.update(self._tasks[key], completed=done, detail=owner["detail"][:60])
