@@ -15,11 +15,11 @@ from motet.coordinator.home import CoordinatorHome, init
 from motet.moe.anchor import Anchor
 from motet.moe.experts import update_specs
 from motet.moe.statistics import measure
-from motet.moe.tensor_files import TensorSpec, TensorWriter
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, ExpertRules
 from motet.protocols.contribution import Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
 from motet.protocols.signing import Signed, SigningKey, seal
+from motet.protocols.tensor_files import TensorSpec, TensorWriter
 
 PUBLIC = [f"Public document number {number}, about the weather in town {number * 7}." for number in range(60)]
 

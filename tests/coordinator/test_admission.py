@@ -16,12 +16,12 @@ from motet.coordinator.admission import Findings, FoundTensor, examine_manifest,
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import inspect, read_findings, run_child
 from motet.moe.experts import update_specs
-from motet.moe.tensor_files import TensorSpec, TensorWriter
 from motet.protocols.canonical import file_digest
 from motet.protocols.contribution import Contribution, Terms
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.ledger import Standing
 from motet.protocols.signing import Signed
+from motet.protocols.tensor_files import TensorSpec, TensorWriter
 
 ZEROS = "sha256:" + "0" * 64
 

@@ -15,13 +15,13 @@ from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.moe.experts import materialise, read_expert
-from motet.moe.tensor_files import TensorReader
 from motet.protocols.canonical import hex_of
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Contribution, EvaluationReport, Score
 from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, SignatureError
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, seal
+from motet.protocols.tensor_files import TensorReader
 from motet.protocols.transfer import audience_of
 
 WriteUpdate = Callable[..., Path]

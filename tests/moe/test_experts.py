@@ -21,8 +21,8 @@ from motet.moe.experts import (
     write_update,
 )
 from motet.moe.routing import RoutingRows
-from motet.moe.tensor_files import TensorReader, TensorWriter
 from motet.protocols.errors import ExpertError, TensorFileError
+from motet.protocols.tensor_files import TensorReader, TensorWriter
 
 NAMED = {"name": "medicine", "contribution": "sha256:" + "1" * 64}
 

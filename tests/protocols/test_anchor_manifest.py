@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from motet.moe.tensor_files import TensorReader, TensorSpec, TensorWriter
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.canonical import digest_of
 from motet.protocols.errors import AnchorError
+from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from motet.protocols.processes import Troupe
 from motet.protocols.errors import FederationError
+from motet.protocols.processes import Troupe
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 FAMILY = [

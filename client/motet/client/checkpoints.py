@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from motet.moe.tensor_files import TensorReader, TensorSpec, TensorWriter
 from motet.protocols.canonical import Digest, hex_of, write_atomically
 from motet.protocols.documents import Document
 from motet.protocols.errors import DocumentError, TensorFileError, TrainingError
+from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 RECORD_FILE = "training.json"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from motet.client.owner import OwnerHome
 from motet.client.supernode import SuperNode, supervise
-from motet.protocols.canonical import write_atomically
 from motet.protocols.processes import Troupe
 
 Announce = Callable[[str], None]
@@ -35,15 +34,7 @@ def run_supernode(directory: Path, *, superlink: str | None = None, announce: An
         The exit code.
     """
     home = OwnerHome.load(directory.absolute())
-    authority = home.path / "flower" / "ca.pem"
-    write_atomically(authority, home.charter.certificate_authority.encode())
-    node = SuperNode(
-        home=home.path,
-        owner=home.key.public,
-        key=home.flower_key,
-        superlink=superlink or home.charter.addresses.flower,
-        authority=authority,
-    )
+    node = SuperNode.of(home, superlink)
     announce(f"SuperNode of {home.config.name} connecting to {node.superlink}")
     return supervise(node.command, node.environment())
 

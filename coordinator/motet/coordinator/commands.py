@@ -70,7 +70,9 @@ def coordinate(
     min_owners: Annotated[int, typer.Option(help="For run: owners that must have an admitted expert.")] = 1,
     gather_seconds: Annotated[float, typer.Option(help="For run: then min-owners suffice; 0 waits for all.")] = 0.0,
     evaluate_seconds: Annotated[float, typer.Option(help="For run: the same for the evaluation.")] = 0.0,
-    poll_seconds: Annotated[float, typer.Option(help="For run: how long to leave an owner in peace.")] = 2.0,
+    poll_seconds: Annotated[
+        float, typer.Option(help="For run: seconds between questions to an owner.")
+    ] = 0.5,
 ) -> None:
     """Run the coordinator: the SuperLink, the data plane, and a run that gathers, assembles and evaluates."""
     from motet.coordinator import operations

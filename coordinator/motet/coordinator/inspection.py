@@ -24,7 +24,7 @@ from motet.protocols.canonical import CHUNK_BYTES
 from motet.protocols.errors import AdmissionRefused, FederationError, TensorFileError
 
 if TYPE_CHECKING:
-    from motet.moe.tensor_files import TensorReader, TensorSpec
+    from motet.protocols.tensor_files import TensorReader, TensorSpec
 
 MEMORY_BYTES = 1 << 30
 """Private memory of the child: about 300 MB are used, nearly all of them by importing what reads tensor files."""
@@ -89,7 +89,7 @@ def limit_resources(*, memory_bytes: int, seconds: int) -> None:
 
 def read_findings(path: Path) -> Findings:
     """What is in the file, in this process."""
-    from motet.moe.tensor_files import TensorReader  # brings torch, which the parent does without
+    from motet.protocols.tensor_files import TensorReader  # brings torch, which the parent does without
 
     size, digest = path.stat().st_size, _digest(path)
     try:
@@ -133,7 +133,7 @@ def main() -> None:
     """The child: caps first, then the file named on the command line, findings on standard output."""
     path = Path(sys.argv[1])
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + path.stat().st_size // BYTES_PER_SECOND)
-    import motet.moe.tensor_files  # noqa: F401 - now, because importing torch writes a file to try the temporary folder
+    import motet.protocols.tensor_files  # noqa: F401 - now, because importing torch writes a file to try the temporary folder
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     sys.stdout.write(read_findings(path).model_dump_json())

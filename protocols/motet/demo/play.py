@@ -144,7 +144,7 @@ def _start(directory: Path, coordinator: Path, troupe: Troupe) -> None:
         for part in ("supernode", "worker"):
             troupe.start(f"{part}-{owner.name}", _line(["work", part, "--dir", home]))
     run = ["coordinate", "run", "--dir", str(coordinator), "--min-owners", str(len(quickstart.owners()))]
-    troupe.start("run", _line([*run, "--poll-seconds", "0.5"]), may_end=True)
+    troupe.start("run", _line(run), may_end=True)
 
 
 def _follow(coordinator: Path, troupe: Troupe, view: View, watch: Stopwatch) -> None:

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from motet.moe.families import family_of
 from motet.moe.statistics import Statistics
-from motet.moe.tensor_files import TensorReader, read_header
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.errors import AnchorError, AnchorMismatch
+from motet.protocols.tensor_files import TensorReader, read_header
 
 STATISTICS_FILE = "statistics.safetensors"
 

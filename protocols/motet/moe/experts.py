@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
-from motet.moe.tensor_files import DTYPE_BYTES, TensorReader, TensorSpec, TensorWriter
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.errors import ExpertError
+from motet.protocols.tensor_files import DTYPE_BYTES, TensorReader, TensorSpec, TensorWriter
 
 CHUNK_VALUES = 1 << 18
 """Values materialised at a time: what bounds memory, whatever the size of a tensor."""

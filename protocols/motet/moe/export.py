@@ -26,9 +26,9 @@ from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
 from motet.moe.families import Family, family_of
 from motet.moe.families.family import Treatment
-from motet.moe.tensor_files import TensorReader, TensorSpec, TensorWriter
 from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
+from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -17,16 +17,14 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from motet.protocols.canonical import Digest, digest_of, file_digest
 from motet.protocols.documents import Document, Strict
 from motet.protocols.errors import AnchorError, TensorFileError
-
-if TYPE_CHECKING:
-    from motet.moe.tensor_files import TensorSpec
+from motet.protocols.tensor_files import TensorReader, TensorSpec
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 TOKENIZER_FILES = (
@@ -61,7 +59,6 @@ class AnchorTensor(Strict):
     @property
     def spec(self) -> TensorSpec:
         """Name, dtype and shape alone."""
-        from motet.moe.tensor_files import TensorSpec  # late: importing motet.moe loads torch
 
         return TensorSpec(name=self.name, dtype=self.dtype, shape=self.shape)
 
@@ -171,7 +168,6 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def _tensors(files: Iterable[Path]) -> Iterable[AnchorTensor]:
-    from motet.moe.tensor_files import TensorReader  # late: importing motet.moe loads torch
 
     for path in files:
         with TensorReader(path) as reader:

@@ -52,8 +52,9 @@ class RoutingRules(Strict):
     """How many experts a token uses; None is all of them."""
     normalise_top_k: bool = True
     """Whether the weights of the chosen experts are made to sum to 1."""
-    log_prior_anchor: float = Field(0.0, ge=-50, le=50)
-    """Natural logarithm of the anchor's prior, up to a constant shared with `log_prior_expert`."""
+    log_prior_anchor: float = Field(1.0, ge=-50, le=50)
+    """Natural logarithm of the anchor's prior, up to a constant shared with `log_prior_expert`; one nat more than an
+    expert's protects public text at a small price elsewhere."""
     log_prior_expert: float = Field(0.0, ge=-50, le=50)
     """Natural logarithm of every closed expert's prior."""
 

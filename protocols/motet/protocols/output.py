@@ -1,8 +1,8 @@
 """What commands print: results on stdout, as lines for people or one JSON value for programs; the rest on stderr.
 
-    show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
-    note("ready on 127.0.0.1:9443")
-    upload(..., progress=progress_line("sending"))
+show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
+note("ready on 127.0.0.1:9443")
+upload(..., progress=progress_line("sending"))
 """
 
 import json

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from motet.moe.tensor_files import DTYPE_BYTES, TensorReader, TensorSpec, TensorWriter, read_header
 from motet.protocols.errors import StorageError, TensorFileError
+from motet.protocols.tensor_files import DTYPE_BYTES, TensorReader, TensorSpec, TensorWriter, read_header
 
 TENSORS = {
     "a.weight": torch.arange(15, dtype=torch.float32).to(torch.bfloat16).reshape(3, 5),
