@@ -5,8 +5,10 @@ folder = pull(home, composite_digest)           # the files alone, verified
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from motet.client.data import load_corpus
 from motet.client.owner import OwnerHome
@@ -15,7 +17,7 @@ from motet.moe.scoring import score_rows
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, hex_of, write_atomically
 from motet.protocols.composite_manifest import CompositeManifest, read_composite_manifest, verify_composite
-from motet.protocols.contribution import EvaluationReport
+from motet.protocols.contribution import EvaluationReport, Score
 from motet.protocols.errors import AnchorMismatch, AssemblyError
 from motet.protocols.signing import Signed, seal
 
@@ -40,6 +42,18 @@ def evaluate(
     if kept.exists():
         return Signed.parse(kept.read_bytes())
     folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
+    rows = _score(home, folder, corpus.held_out, on_progress)
+    report = EvaluationReport(
+        charter=home.charter.digest, composite=composite, owner=home.key.public, domain=home.config.name, rows=rows
+    )
+    signed = seal(report, home.key)
+    write_atomically(kept, signed.canonical())
+    return signed
+
+
+def _score(
+    home: OwnerHome, folder: Path, documents: Sequence[str], on_progress: Callable[[float, str], None]
+) -> dict[str, Score]:
     count = 3 + 2 * len(read_composite_manifest(folder).members)
     done: list[str] = []
 
@@ -48,20 +62,15 @@ def evaluate(
         done.append(row)
 
     settings = home.config.training
-    rows = score_rows(
+    torch.set_num_threads(settings.threads)
+    return score_rows(
         folder,
-        corpus.held_out,
+        documents,
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
         device=device_of(settings),
         on_row=on_row,
     )
-    report = EvaluationReport(
-        charter=home.charter.digest, composite=composite, owner=home.key.public, domain=home.config.name, rows=rows
-    )
-    signed = seal(report, home.key)
-    write_atomically(kept, signed.canonical())
-    return signed
 
 
 def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:

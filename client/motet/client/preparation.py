@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from motet.client.data import Corpus, load_corpus, load_public
 from motet.client.owner import OwnerHome
 from motet.moe.anchor import STATISTICS_FILE, Anchor
@@ -78,11 +80,12 @@ def open_anchor(home: OwnerHome) -> Anchor:
 
 
 def prepare(home: OwnerHome) -> Material:
-    """Load, check, measure, and make the rows.
+    """Load, check, measure, and make the rows, on as many CPU threads as owner.toml allows.
 
     Raises:
         AnchorError, StatisticsError, DataError: something is missing, damaged or not what the charter pins.
     """
+    torch.set_num_threads(home.config.training.threads)
     anchor = open_anchor(home)
     corpus = load_corpus(home.config.data, home.path)
     public = load_public(home.public_text, expect=home.charter.anchor.public_text)
