@@ -18,7 +18,7 @@ from motet.coordinator.inspection import inspect, read_findings, run_child
 from motet.moe.experts import update_specs
 from motet.protocols.canonical import file_digest
 from motet.protocols.contribution import Contribution, Terms
-from motet.protocols.errors import AdmissionRefused
+from motet.protocols.errors import AdmissionRefused, FederationError
 from motet.protocols.ledger import Standing
 from motet.protocols.signing import Signed
 from motet.protocols.tensor_files import TensorSpec, TensorWriter
@@ -238,13 +238,17 @@ def test_a_child_that_meets_its_caps_is_a_refusal(tmp_path: Path, monkeypatch: p
     script = tmp_path / "greedy_module.py"
     script.write_text(
         "import sys, time\n"
-        "from motet.coordinator.inspection import limit_resources\n"
+        "from motet.coordinator.inspection import limit_resources, ready\n"
         "limit_resources(memory_bytes=256 << 20, seconds=60)\n"
+        "ready()\n"
         "data = bytearray(1 << 30) if sys.argv[1] == 'memory' else time.sleep(60)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert reason_of(lambda: run_child("greedy_module", ["memory"], seconds=60)) == "uninspectable"
     assert reason_of(lambda: run_child("greedy_module", ["time"], seconds=2)) == "uninspectable"
+    script.write_text("import no_such_module")
+    with pytest.raises(FederationError, match="before it read anything: ModuleNotFoundError"):
+        run_child("greedy_module", [], seconds=60)
 
 
 @pytest.mark.slow

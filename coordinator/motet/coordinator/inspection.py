@@ -55,6 +55,8 @@ def inspect(update: Path) -> Findings:
 def run_child(module: str, arguments: list[str], *, seconds: float) -> bytes:
     """Run a module of ours as `python -m` in a child process; its standard output.
 
+    The module calls `ready` before it touches what it was given: whatever goes wrong before is our fault.
+
     Raises:
         AdmissionRefused: with the reason "uninspectable": it ran out of time or memory, or crashed.
         FederationError: it could not be started.
@@ -71,6 +73,8 @@ def run_child(module: str, arguments: list[str], *, seconds: float) -> bytes:
         raise FederationError(f"cannot start {module}: {error}; free memory or processes and try again") from error
     if ran.returncode != 0:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
+        if not ran.stdout:
+            raise FederationError(f"{module} ended with status {ran.returncode} before it read anything: {last}")
         raise _uninspectable(f"reading it ended with status {ran.returncode}: {last}")
     return ran.stdout
 
@@ -85,6 +89,12 @@ def limit_resources(*, memory_bytes: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ready() -> None:
+    """Tell the parent that everything is imported and the work begins."""
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def read_findings(path: Path) -> Findings:
@@ -136,6 +146,7 @@ def main() -> None:
     import motet.protocols.tensor_files  # noqa: F401 - now, because importing torch writes a file to try the temporary folder
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    ready()
     sys.stdout.write(read_findings(path).model_dump_json())
 
 

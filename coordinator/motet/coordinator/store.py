@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from motet.coordinator.inspection import limit_resources, run_child
+from motet.coordinator.inspection import limit_resources, ready, run_child
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
 from motet.protocols.errors import AdmissionRefused, MotetError, StorageError
 
@@ -130,7 +130,9 @@ def _materialise(home: Path, anchor: str, update: Path, target: Path) -> None:
     from motet.moe.experts import materialise_file
 
     torch.set_num_threads(1)
-    materialise_file(update, unread_anchor(home, expect=anchor), target)
+    read = unread_anchor(home, expect=anchor)
+    ready()
+    materialise_file(update, read, target)
 
 
 if __name__ == "__main__":
