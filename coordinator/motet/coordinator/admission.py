@@ -10,7 +10,7 @@ manifest, never from a message or from the file.
 
 from collections.abc import Iterable, Mapping
 
-from motet.protocols.anchor_manifest import PROJECTIONS, AnchorManifest, ffn_name
+from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution
@@ -54,11 +54,8 @@ def wanted_tensors(manifest: AnchorManifest) -> dict[str, Kind]:
 
     Said again here because the process that decides, and holds the coordinator's key, does without torch.
     """
-    shapes = {tensor.name: tensor.shape for tensor in manifest.tensors}
-    wanted: dict[str, Kind] = {}
+    wanted: dict[str, Kind] = {spec.name: ("BF16", spec.shape) for spec in manifest.ffn()}
     for layer in range(manifest.layers):
-        names = [ffn_name(layer, projection) for projection in PROJECTIONS]
-        wanted |= {name: ("BF16", shapes[name]) for name in names}
         wanted[f"model.layers.{layer}.mlp.router.weight"] = ("F32", (manifest.hidden_size,))
         wanted[f"model.layers.{layer}.mlp.router.bias"] = ("F32", (1,))
     return wanted

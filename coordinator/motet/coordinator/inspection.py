@@ -17,17 +17,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from motet.coordinator.admission import Findings, FoundTensor
 from motet.protocols.canonical import CHUNK_BYTES
 from motet.protocols.errors import AdmissionRefused, FederationError, TensorFileError
+from motet.protocols.tensor_files import TensorReader, TensorSpec
 
-if TYPE_CHECKING:
-    from motet.protocols.tensor_files import TensorReader, TensorSpec
-
-MEMORY_BYTES = 1 << 30
-"""Private memory of the child: about 300 MB are used, nearly all of them by importing what reads tensor files."""
+MEMORY_BYTES = 256 << 20
+"""Private memory of the child, which needs numpy and no torch."""
 SECONDS, BYTES_PER_SECOND = 60, 20 << 20
 """Time allowed: this many seconds, and one more for so many bytes."""
 MAX_TENSORS = 100_000
@@ -92,15 +89,13 @@ def limit_resources(*, memory_bytes: int, seconds: int) -> None:
 
 
 def ready() -> None:
-    """Tell the parent that everything is imported and the work begins."""
+    """Tell the parent that the child is up and the work begins."""
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def read_findings(path: Path) -> Findings:
     """What is in the file, in this process."""
-    from motet.protocols.tensor_files import TensorReader  # brings torch, which the parent does without
-
     size, digest = path.stat().st_size, _digest(path)
     try:
         with TensorReader(path) as reader:
@@ -120,11 +115,11 @@ def _digest(path: Path) -> str:
     return "sha256:" + state.hexdigest()
 
 
-def _look(reader: "TensorReader", spec: "TensorSpec") -> FoundTensor:
+def _look(reader: TensorReader, spec: TensorSpec) -> FoundTensor:
     return FoundTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape, largest=largest_magnitude(reader, spec))
 
 
-def largest_magnitude(reader: "TensorReader", spec: "TensorSpec") -> float | None:
+def largest_magnitude(reader: TensorReader, spec: TensorSpec) -> float | None:
     """The largest magnitude in a tensor; None if a value is not finite or the dtype is neither BF16 nor F32."""
     import numpy
 
@@ -143,7 +138,7 @@ def main() -> None:
     """The child: caps first, then the file named on the command line, findings on standard output."""
     path = Path(sys.argv[1])
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + path.stat().st_size // BYTES_PER_SECOND)
-    import motet.protocols.tensor_files  # noqa: F401 - now, because importing torch writes a file to try the temporary folder
+    import numpy  # noqa: F401 - before `ready`: numpy missing would be our fault
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     ready()
