@@ -20,7 +20,6 @@ from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics, measure
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, file_digest, hex_of
-from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import StatisticsError
 
 MEASURED_TOKENS = 1 << 20
@@ -39,7 +38,6 @@ class Material:
     corpus: Corpus
     public: Corpus
     rows: RoutingRows
-    routing: RoutingRules
     public_share: float
 
     @property
@@ -97,7 +95,6 @@ def prepare(home: OwnerHome) -> Material:
         corpus=corpus,
         public=public,
         rows=lda_rows(own, _public_statistics(anchor, home)),
-        routing=home.charter.routing,
         public_share=home.charter.training.public_share,
     )
 

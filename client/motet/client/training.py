@@ -28,7 +28,6 @@ from motet.client.checkpoints import Checkpoints
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
 from motet.moe.composite import MotetForCausalLM, compose
-from motet.moe.config import ANCHOR
 from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
@@ -107,8 +106,7 @@ def expert_model(
     anchor.requires_grad_(False)
     parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.anchor.ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
-    priors = {ANCHOR: material.routing.log_prior_anchor, material.name: material.routing.log_prior_expert}
-    model = compose(anchor, [expert], log_priors=priors)
+    model = compose(anchor, [expert])  # without the charter's priors: they weigh a composite, and may change later
     model.train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -9,7 +9,7 @@ from pathlib import Path
 from motet.protocols.report import Sample
 
 NEW_TOKENS = 24
-PROMPTS = {"medicine": "Acute ", "mathematics": "|- ( ", "code": "def "}
+PROMPTS = {"medicine": "S52 Fracture of", "mathematics": "|- ( ph ->", "code": "    def __init__(self"}
 """How each of the quickstart's domains begins a line."""
 
 
