@@ -16,6 +16,8 @@ import typer
 from motet.protocols.errors import MotetError
 
 INTERRUPTED = 130
+_QUIET = {"GRPC_VERBOSITY": "NONE", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What libraries would tell on stderr beside our own words, or warn about; read when they are imported."""
 _EXTRAS = {"flwr": "client", "datasets": "client", "accelerate": "client"}
 
 
@@ -44,6 +46,8 @@ def _options(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         result = typer.main.get_command(build()).main(arguments, prog_name="motet", standalone_mode=False)
     except click.exceptions.Abort:
