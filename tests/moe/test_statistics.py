@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from motet.moe.anchor import Anchor
-from motet.moe.statistics import Statistics, measure, shrink
+from motet.moe.covariance import shrink
+from motet.moe.statistics import Statistics, measure
 from motet.protocols.errors import StatisticsError
 
 TEXTS = ["The heart pumps blood.", "", "x", "A group is a monoid with inverses. " * 4, "def f(): return 1"]
@@ -99,12 +100,6 @@ def test_refuses_texts_without_a_token(anchor):
 def test_refuses_what_is_not_finite():
     with pytest.raises(StatisticsError, match="NaN"):
         Statistics(anchor="a", tokens=2, mean=torch.full((1, 2), math.nan), covariance=torch.eye(2)[None])
-
-
-def test_refuses_an_anchor_too_wide_for_full_covariances(make_anchor, tmp_path):
-    wide = make_anchor(tmp_path, hidden_size=1040, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4)
-    with pytest.raises(StatisticsError, match="1040 wide, wanted at most 1024"):
-        measure(Anchor.load(wide), TEXTS)
 
 
 def test_shrinkage_helps_with_few_samples_and_fades_with_many():

@@ -1,15 +1,12 @@
 """Statistics of every layer's MLP input: what an owner's text and the public text are compared by.
 
-Measured on the frozen anchor with streaming float64 sums, so memory does not grow with the text. Padding
-and the first positions (BOS at least) are left out: every text looks alike there.
+Measured on the frozen anchor in one pass with float64 sums, so memory does not grow with the text. Padding and the
+first positions (BOS at least) are left out: every text looks alike there. Anchors wider than `MAX_DENSE_SIZE` have
+covariances of low rank plus diagonal (`motet.moe.covariance`), here and in the file: no matrix hidden by hidden.
 
     public = measure(anchor, texts, max_tokens=50_000)
     public.save(directory / "statistics.safetensors")
     Statistics.load(directory / "statistics.safetensors", expect=anchor.digest)
-
-The covariance is shrunk towards a multiple of the identity by the oracle approximating shrinkage of Chen,
-Wiesel, Eldar and Hero (IEEE Transactions on Signal Processing 58 (10), 2010, equation 23), which needs no
-second pass and no tuning.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from motet.moe.covariance import Covariance, DenseMoments, LowRankCovariance, Moments, SketchedMoments, stack
 from motet.protocols.canonical import write_atomically
 from motet.protocols.errors import StatisticsError
 
@@ -33,36 +31,56 @@ if TYPE_CHECKING:
     from motet.moe.anchor import Anchor
 
 FORMAT = "motet.statistics/1"
-MAX_HIDDEN_SIZE = 1024
-"""Wider layers need a covariance of low rank plus diagonal, which is not written yet."""
+MAX_DENSE_SIZE = 1024
+"""The widest layer that is given a full covariance; 4 MiB each in float32."""
+RANK = 256
+"""Rank of the covariances of wider layers."""
+TENSORS = {"mean", "covariance"}
+LOW_RANK_TENSORS = {"mean", "covariance_diagonal", "covariance_factor"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """Mean (layers, hidden) and shrunk covariance (layers, hidden, hidden) of the MLP inputs, both float32.
+    """Mean (layers, hidden) and shrunk covariance of the MLP inputs, both float32.
 
-    `anchor` is the digest of the anchor they were measured on and `tokens` the number of positions counted.
+    The covariance is (layers, hidden, hidden), or of low rank plus diagonal. `anchor` is the digest of the anchor they
+    were measured on and `tokens` the number of positions counted.
     """
 
     anchor: str
     tokens: int
     mean: Tensor
-    covariance: Tensor
+    covariance: Covariance
 
     def __post_init__(self) -> None:
         """Refuse what cannot be statistics; raises StatisticsError."""
-        if self.mean.ndim != 2 or tuple(self.covariance.shape) != (*self.mean.shape, self.mean.shape[-1]):
+        size = tuple(self.mean.shape)
+        if isinstance(self.covariance, Tensor):
+            shape, wanted = tuple(self.covariance.shape), (*size, *size[-1:])
+        else:
+            shape, wanted = tuple(self.covariance.diagonal.shape), size
+        if len(size) != 2 or shape != wanted:
             raise StatisticsError(
-                f"saw a mean of shape {tuple(self.mean.shape)} with a covariance of shape "
-                f"{tuple(self.covariance.shape)}, wanted (layers, hidden) with (layers, hidden, hidden)"
+                f"saw a mean of shape {size} with a covariance of shape {shape}, wanted "
+                "(layers, hidden) with (layers, hidden, hidden), or with a diagonal (layers, hidden) if of low rank"
             )
-        if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
+        tensors = self._tensors()
+        if dtypes := {str(each.dtype) for each in tensors.values()} - {"torch.float32"}:
+            raise StatisticsError(f"saw statistics in {', '.join(sorted(dtypes))}, wanted float32; measure them again")
+        if not all(each.isfinite().all() for each in tensors.values()):
             raise StatisticsError("saw NaN or infinity in the statistics, wanted finite numbers; measure them again")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a file holds, by name."""
+        if isinstance(self.covariance, Tensor):
+            return {"mean": self.mean, "covariance": self.covariance}
+        parts = {"covariance_diagonal": self.covariance.diagonal, "covariance_factor": self.covariance.factor}
+        return {"mean": self.mean, **parts}
 
     def save(self, path: Path) -> None:
         """Write the statistics as safetensors, atomically; the same statistics give the same bytes."""
         content = json.dumps({"anchor": self.anchor, "schema": FORMAT, "tokens": self.tokens}, sort_keys=True)
-        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         # One metadata key: safetensors writes several in an order that changes from run to run.
         write_atomically(path, to_safetensors(tensors, metadata={"motet": content}))
 
@@ -72,16 +90,33 @@ class Statistics:
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get("motet", "{}"))
-                tensors = {name: file.get_tensor(name) for name in ("mean", "covariance")}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, ValueError, SafetensorError) as error:
             raise StatisticsError(f"cannot read statistics {path} ({error}); measure or fetch them again") from error
-        if about.get("schema") != FORMAT:
-            raise StatisticsError(f"saw schema {about.get('schema')!r} in {path}, wanted {FORMAT}; measure again")
-        if expect is not None and about["anchor"] != expect:
+        match about:
+            case {"schema": schema} if schema != FORMAT:
+                raise StatisticsError(f"saw schema {schema!r} in {path}, wanted {FORMAT}; measure again")
+            case {"schema": str(), "anchor": str(anchor), "tokens": int(tokens)}:
+                pass
+            case _:
+                raise StatisticsError(f"saw {about!r} about {path}, wanted schema, anchor and tokens; measure again")
+        if expect is not None and anchor != expect:
             raise StatisticsError(
-                f"{path} was measured on anchor {about['anchor']}, wanted {expect}; measure on the charter's anchor"
+                f"{path} was measured on anchor {anchor}, wanted {expect}; measure on the charter's anchor"
             )
-        return cls(anchor=about["anchor"], tokens=about["tokens"], **tensors)
+        covariance = _covariance_of(tensors, path)
+        return cls(anchor=anchor, tokens=tokens, mean=tensors["mean"], covariance=covariance)
+
+
+def _covariance_of(tensors: dict[str, Tensor], path: Path) -> Covariance:
+    if tensors.keys() == TENSORS:
+        return tensors["covariance"]
+    if tensors.keys() == LOW_RANK_TENSORS:
+        return LowRankCovariance(diagonal=tensors["covariance_diagonal"], factor=tensors["covariance_factor"])
+    raise StatisticsError(
+        f"saw tensors {', '.join(sorted(tensors)) or 'of no name'} in {path}, wanted {', '.join(sorted(TENSORS))} or "
+        f"{', '.join(sorted(LOW_RANK_TENSORS))} and no others; measure or fetch them again"
+    )
 
 
 def measure(
@@ -92,20 +127,16 @@ def measure(
     batch_size: int = 16,
     max_tokens: int | None = None,
     skip_first: int = 1,
+    rank: int | None = None,
 ) -> Statistics:
     """Measure every layer's MLP input on `texts`, computed in float32 on the stored weights.
 
     Each text is cut into sequences of at most `sequence_length` tokens; padding and the first `skip_first` positions
     of a sequence (BOS counts as one) are left out. Stops after the batch in which `max_tokens` positions were counted.
-    Raises StatisticsError when fewer than two positions remain or the anchor is wider than `MAX_HIDDEN_SIZE`.
+    `rank` is the covariances'; None means full covariances up to `MAX_DENSE_SIZE` hidden channels and `RANK` above.
+    Raises StatisticsError when fewer than two positions remain, or the rank is not between 1 and the anchor's width.
     """
-    manifest = anchor.manifest
-    if manifest.hidden_size > MAX_HIDDEN_SIZE:
-        raise StatisticsError(
-            f"saw an anchor {manifest.hidden_size} wide, wanted at most {MAX_HIDDEN_SIZE}: wider covariances (low rank "
-            "plus diagonal) are not supported yet; choose a narrower anchor"
-        )
-    sums = [_Sums(manifest.hidden_size) for _ in range(manifest.layers)]
+    sums = [_moments(anchor.manifest.hidden_size, rank) for _ in range(anchor.manifest.layers)]
     model = anchor.model(dtype=torch.float32)
     with _collecting(model, sums) as counted, torch.inference_mode():
         for ids, attention in _batches(anchor.tokenizer(), texts, sequence_length, batch_size):
@@ -116,50 +147,18 @@ def measure(
                 break
     if sums[0].count < 2:
         raise StatisticsError(f"counted {sums[0].count} positions in the texts, wanted at least 2; give more text")
-    covariance = torch.stack([shrink(each.covariance(), each.count) for each in sums])
-    mean = torch.stack([each.mean() for each in sums])
-    return Statistics(anchor=anchor.digest, tokens=sums[0].count, mean=mean.float(), covariance=covariance.float())
+    mean = torch.stack([each.mean().float() for each in sums])
+    covariance = stack([each.covariance() for each in sums])
+    return Statistics(anchor=anchor.digest, tokens=sums[0].count, mean=mean, covariance=covariance)
 
 
-def shrink(covariance: Tensor, count: int) -> Tensor:
-    """Oracle approximating shrinkage of a sample covariance (hidden, hidden) of `count` samples, in float64.
-
-    Always between the sample covariance and its mean variance times the identity.
-    """
-    size = covariance.shape[0]
-    trace, squared = covariance.trace(), covariance.square().sum()
-    spread = (count + 1 - 2 / size) * (squared - trace.square() / size)
-    share = 1.0 if not spread > 0 else min(1.0, float(((1 - 2 / size) * squared + trace.square()) / spread))
-    identity = torch.eye(size, dtype=covariance.dtype)
-    return (1 - share) * covariance + share * trace / size * identity
-
-
-class _Sums:
-    """Running first and second moments of one layer's MLP input, around the first batch's mean for precision."""
-
-    def __init__(self, size: int) -> None:
-        self.count = 0
-        self._origin = torch.zeros(size, dtype=torch.float64)
-        self._first = torch.zeros(size, dtype=torch.float64)
-        self._second = torch.zeros(size, size, dtype=torch.float64)
-
-    def add(self, x: Tensor) -> None:
-        """Count rows of x (tokens, hidden)."""
-        x = x.double()
-        if self.count == 0 and len(x):
-            self._origin = x.mean(dim=0)
-        x = x - self._origin
-        self.count += len(x)
-        self._first += x.sum(dim=0)
-        self._second += x.T @ x
-
-    def mean(self) -> Tensor:
-        return self._origin + self._first / self.count
-
-    def covariance(self) -> Tensor:
-        offset = self._first / self.count
-        covariance = self._second / self.count - torch.outer(offset, offset)
-        return (covariance + covariance.T) / 2
+def _moments(size: int, rank: int | None) -> Moments:
+    if rank is None and size <= MAX_DENSE_SIZE:
+        return DenseMoments(size)
+    rank = RANK if rank is None else rank
+    if not 1 <= rank <= size:
+        raise StatisticsError(f"saw rank {rank}, wanted 1 to {size}, the anchor's width")
+    return SketchedMoments(size, rank=rank)
 
 
 class _Counted:
@@ -169,11 +168,11 @@ class _Counted:
 
 
 @contextmanager
-def _collecting(model: Any, sums: list[_Sums]) -> Iterator[_Counted]:  # noqa: ANN401 - transformers is untyped
+def _collecting(model: Any, sums: list[Moments]) -> Iterator[_Counted]:  # noqa: ANN401 - transformers is untyped
     """While open, every forward pass adds its counted MLP inputs to `sums`, layer by layer."""
     counted = _Counted()
 
-    def hook_of(layer_sums: _Sums) -> Any:  # noqa: ANN401
+    def hook_of(layer_sums: Moments) -> Any:  # noqa: ANN401
         return lambda module, arguments: layer_sums.add(arguments[0][counted.mask])
 
     hooks = [
