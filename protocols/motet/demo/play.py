@@ -29,8 +29,8 @@ RUN_SECONDS = 600.0
 """After so long the run counts as stuck; it takes one to two minutes on two cores."""
 SETTINGS = (
     "training.steps=150",
-    "training.batch_size=8",
-    "training.sequence_length=128",
+    "training.batch_size=4",
+    "training.sequence_length=256",
     "training.learning_rate=5e-3",
     "training.checkpoint_every=75",
     "contribution.consent=automatic",
