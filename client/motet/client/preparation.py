@@ -20,7 +20,7 @@ from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics, measure
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, file_digest, hex_of
-from motet.protocols.errors import StatisticsError
+from motet.protocols.errors import StatisticsError, TransferBroken
 
 MEASURED_TOKENS = 1 << 20
 """Tokens of the owner's text that its statistics are measured on, at most."""
@@ -57,14 +57,20 @@ def fetch_anchor(home: OwnerHome) -> None:
         return
     charter = home.charter
     _log.info("fetching the anchor")
-    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
-        transfer.fetch(
-            channel,
-            digest=charter.anchor.bundle,
-            into=home.anchor,
-            key=home.key,
-            audience=transfer.audience_of(charter),
-        )
+    try:
+        with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+            transfer.fetch(
+                channel,
+                digest=charter.anchor.bundle,
+                into=home.anchor,
+                key=home.key,
+                audience=transfer.audience_of(charter),
+            )
+    except TransferBroken as error:
+        raise TransferBroken(
+            f"cannot fetch the anchor: {error}. A site without a connection copies the coordinator's folder anchor/ "
+            f"to {home.anchor}"
+        ) from error
 
 
 def open_anchor(home: OwnerHome) -> Anchor:

@@ -4,6 +4,7 @@ channel = connect(charter.addresses.data_plane, charter.certificate_authority.en
 probe(channel)      # TransferError unless a server answers
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from motet.protocols.transfer.expert_transfer_pb2_grpc import ExpertTransferStub
 from motet.protocols.transfer.refusals import understanding
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called on the caller's thread with bytes done and bytes in total; what it raises ends the transfer."""
@@ -88,12 +91,14 @@ def persist(attempt: Callable[[], T], *, reached: Callable[[], int], patience: P
     while True:
         try:
             return attempt()
-        except TransferBroken:
+        except TransferBroken as error:
             if reached() > furthest:
                 failures, furthest = 0, reached()
             failures += 1
             if failures >= patience.attempts:
                 raise
+            if failures == 1:
+                log.warning("%s; trying again for a while", str(error).partition(";")[0])
             time.sleep(patience.delay(failures))
 
 
