@@ -85,7 +85,7 @@ def test_a_refusal_is_a_failure_with_its_reason(make_home, coordinator) -> None:
     assert "wrong-anchor" in state.detail
 
 
-def test_a_failed_job_says_why_and_the_next_one_runs(make_home, coordinator) -> None:
+def test_a_failed_job_says_of_what_kind_and_the_next_one_runs(make_home, coordinator) -> None:
     home = make_home(texts=["only one document"])
     job = ask(home)
     other = Spool(home.path).submit(
@@ -93,14 +93,24 @@ def test_a_failed_job_says_why_and_the_next_one_runs(make_home, coordinator) -> 
     )
     state = run_once(home, job)
     assert state.state == "failed"
-    assert "distinct documents" in state.detail
+    assert state.detail.startswith("DataError")
     assert state_of(home, other.id).state == "failed"
 
 
 def test_a_job_under_another_charter_fails(make_home) -> None:
     home = make_home()
     job = Spool(home.path).submit("train", TrainRequest(charter="sha256:" + "4" * 64))
-    assert "this home joined" in run_once(home, job.id).detail
+    assert "the charter that the owner joined" in run_once(home, job.id).detail
+
+
+def test_the_coordinator_reads_no_path_and_the_owners_log_the_whole_message(make_home, caplog) -> None:
+    home = make_home()
+    (home.path / "own.jsonl").write_text('{"diagnosis": "private"}\n', encoding="utf-8")
+    state = run_once(home, ask(home))
+    assert state.detail.startswith("DataError: the text cannot be used")
+    for private in (str(home.path), "own.jsonl", "diagnosis"):
+        assert private not in state.detail
+        assert private in caplog.text
 
 
 def test_an_unforeseen_error_is_told_without_its_message(make_home, monkeypatch: pytest.MonkeyPatch) -> None:

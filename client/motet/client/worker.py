@@ -5,7 +5,7 @@
 
 Every stage leaves its result on disk (statistics, checkpoint, packed contribution, receipt, signed report), so a
 worker killed at any moment repeats at most the stage it was in, and training only from its last checkpoint. A job
-that fails says why in its state, and the worker takes the next.
+that fails says of what kind the error is in its state, and all of it in the log; the worker takes the next.
 """
 
 import logging
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from motet.client.contribute import job_result, rides_flower, send
+from motet.client.disclosure import disclosed
 from motet.client.evaluation import evaluate
 from motet.client.owner import OwnerHome
 from motet.client.packing import Packed, pack
@@ -121,15 +122,9 @@ class _JobRun:
             self._dispatch(OwnerHome.load(self.home))
         except _Stopped:
             self._tell("queued", detail="the worker was stopped; the job goes on when it starts again")
-        except MotetError as error:
-            _log.error("%s: %s", self.job.id, error)
-            self._tell("failed", detail=str(error))
-        except Exception as error:
-            # Its message may quote anything, and a job's state is shown to the coordinator: the log keeps it here.
-            _log.exception("%s failed", self.job.id)
-            self._tell(
-                "failed", detail=f"{type(error).__name__} in the worker; its log on the owner's machine says more"
-            )
+        except Exception as error:  # its message stays in the log here: a job's state is shown to the coordinator
+            _log.error("%s: %s", self.job.id, error, exc_info=None if isinstance(error, MotetError) else error)
+            self._tell("failed", detail=disclosed(error))
 
     def _dispatch(self, home: OwnerHome) -> None:
         request = self.job.request
