@@ -76,6 +76,18 @@ def test_an_expiring_certificate_is_renewed_under_the_same_authority_and_key(tmp
     assert renewed.not_valid_after_utc > now + timedelta(days=SERVER_DAYS + 300)
 
 
+def test_a_renewed_certificate_keeps_the_names_it_was_given_once(tmp_path: Path) -> None:
+    ensure_tls(tmp_path, ["coordinator.example", "alias.example", "192.0.2.7"])
+    later = datetime.now(UTC) + timedelta(days=SERVER_DAYS - 5)
+    renewed = x509.load_pem_x509_certificate(
+        ensure_tls(tmp_path, ["coordinator.example"], now=later).server.read_bytes()
+    )
+    names = renewed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert renewed.not_valid_after_utc > later + timedelta(days=30)
+    assert {"alias.example", "coordinator.example"} <= set(names.get_values_for_type(x509.DNSName))
+    assert "192.0.2.7" in {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+
+
 def test_a_new_address_gets_a_new_certificate(tmp_path: Path) -> None:
     before = contents(ensure_tls(tmp_path, ["a.example"]))
     files = ensure_tls(tmp_path, ["a.example", "b.example"])

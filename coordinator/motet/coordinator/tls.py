@@ -56,7 +56,8 @@ def ensure_tls(directory: Path, hosts: Sequence[str], *, now: datetime | None = 
 
     Args:
         directory: where the four files lie.
-        hosts: names and addresses that clients will connect to; the loopback ones are always added.
+        hosts: names and addresses that clients will connect to; the loopback ones, and those that the server
+            certificate has, are always added.
         now: the time to judge expiry by; None is the clock's.
 
     Raises:
@@ -64,7 +65,7 @@ def ensure_tls(directory: Path, hosts: Sequence[str], *, now: datetime | None = 
         StorageError: the disk is full or the folder cannot be written.
     """
     files, moment = TlsFiles.of(directory), now or datetime.now(UTC)
-    wanted = sorted({*hosts, "localhost", "127.0.0.1", "::1"})
+    wanted = sorted({*hosts, *_names(files), "localhost", "127.0.0.1", "::1"})
     if not files.authority.exists():
         _make_authority(files, moment)
     authority, key = _read_certificate(files.authority), _read_key(files.authority_key)
@@ -135,6 +136,14 @@ def _still_good(files: TlsFiles, authority: x509.Certificate, hosts: Iterable[st
         and certificate.public_key() == _read_key(files.server_key).public_key()
         and {_general_name(host) for host in hosts} <= set(names)
     )
+
+
+def _names(files: TlsFiles) -> set[str]:
+    """The names and addresses that the server certificate has, so that none is lost when it is issued anew."""
+    if not files.server.exists():
+        return set()
+    found = _read_certificate(files.server).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))}
 
 
 def _builder(
