@@ -237,18 +237,22 @@ def test_a_child_that_meets_its_caps_is_a_refusal(tmp_path: Path, monkeypatch: p
     """Run the way inspections are: out of memory, out of time, and garbage instead of an answer."""
     script = tmp_path / "greedy_module.py"
     script.write_text(
-        "import sys, time\n"
+        "import os, signal, sys, time\n"
         "from motet.coordinator.inspection import limit_resources, ready\n"
-        "limit_resources(memory_bytes=256 << 20, seconds=60)\n"
+        "limit_resources(memory_bytes=256 << 20, seconds=1)\n"
         "ready()\n"
-        "data = bytearray(1 << 30) if sys.argv[1] == 'memory' else time.sleep(60)\n"
+        "exec(sys.argv[1])\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert reason_of(lambda: run_child("greedy_module", ["memory"], seconds=60)) == "uninspectable"
-    assert reason_of(lambda: run_child("greedy_module", ["time"], seconds=2)) == "uninspectable"
+    assert reason_of(lambda: run_child("greedy_module", ["bytearray(1 << 30)"], cpu_seconds=60)) == "uninspectable"
+    assert reason_of(lambda: run_child("greedy_module", ["while True: pass"], cpu_seconds=60)) == "uninspectable"
+    with pytest.raises(FederationError, match="stopped by signal 15"):
+        run_child("greedy_module", ["os.kill(os.getpid(), signal.SIGTERM)"], cpu_seconds=60)
+    with pytest.raises(FederationError, match="too busy"):
+        run_child("greedy_module", ["time.sleep(60)"], cpu_seconds=0.5)
     script.write_text("import no_such_module")
     with pytest.raises(FederationError, match="before it read anything: ModuleNotFoundError"):
-        run_child("greedy_module", [], seconds=60)
+        run_child("greedy_module", [], cpu_seconds=60)
 
 
 @pytest.mark.slow

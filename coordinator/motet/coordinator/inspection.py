@@ -26,10 +26,14 @@ from motet.protocols.tensor_files import TensorReader, TensorSpec
 MEMORY_BYTES = 256 << 20
 """Private memory of the child, which needs numpy and no torch."""
 SECONDS, BYTES_PER_SECOND = 60, 20 << 20
-"""Time allowed: this many seconds, and one more for so many bytes."""
+"""CPU time allowed: this many seconds, and one more for so many bytes."""
 MAX_TENSORS = 100_000
 
 _PR_SET_PDEATHSIG = 1
+_PATIENCE = 5
+"""Wall-clock seconds for each of CPU time: a busy machine or a slow disk is no fault of the file."""
+_STOPPED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL}
+"""How a child ends that somebody stopped: the service on its way down, or the kernel short of memory."""
 _BITS = {"BF16": ("<u2", 0x7FFF, 0x7F80, 16), "F32": ("<u4", 0x7FFFFFFF, 0x7F800000, 0)}
 """dtype -> numpy's word, the bits of the magnitude, those of infinity, and what makes it float32's bits."""
 
@@ -39,35 +43,46 @@ def inspect(update: Path) -> Findings:
 
     Raises:
         AdmissionRefused: with the reason "uninspectable", when the child met its caps: the file is built to do harm.
-        FederationError: the child could not be run.
+        FederationError: the child could not be run, or was stopped: nothing was found out.
     """
     size = update.stat().st_size
-    answer = run_child("motet.coordinator.inspection", [str(update)], seconds=SECONDS + size // BYTES_PER_SECOND)
+    answer = run_child("motet.coordinator.inspection", [str(update)], cpu_seconds=SECONDS + size // BYTES_PER_SECOND)
     try:
         return Findings.model_validate_json(answer)
     except ValueError as error:
         raise _uninspectable(f"its inspection answered {answer[:200]!r}") from error
 
 
-def run_child(module: str, arguments: list[str], *, seconds: float) -> bytes:
+def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes:
     """Run a module of ours as `python -m` in a child process; its standard output.
 
-    The module calls `ready` before it touches what it was given: whatever goes wrong before is our fault.
+    The module calls `limit_resources`, then `ready` before it touches what it was given: whatever goes wrong before is
+    our fault, and so is a child that somebody stops or that this machine has no time for.
 
     Raises:
-        AdmissionRefused: with the reason "uninspectable": it ran out of time or memory, or crashed.
-        FederationError: it could not be started.
+        AdmissionRefused: with the reason "uninspectable": it ran out of CPU time or memory, or crashed.
+        FederationError: it could not be started, was stopped, or took far longer than its CPU time.
     """
     quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", module, *arguments]
     try:
         ran = subprocess.run(  # noqa: S603 - our own interpreter, our own module, a path that we made
-            command, capture_output=True, check=False, timeout=seconds, stdin=subprocess.DEVNULL, env=os.environ | quiet
+            command,
+            capture_output=True,
+            check=False,
+            timeout=_PATIENCE * cpu_seconds,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | quiet,
+            start_new_session=True,  # Ctrl-C is for the service, which lets an admission finish
         )
     except subprocess.TimeoutExpired as error:
-        raise _uninspectable(f"it took more than {seconds:.0f} s to read") from error
+        raise FederationError(
+            f"{module} took more than {error.timeout:.0f} s: this machine is too busy; send the contribution again"
+        ) from error
     except OSError as error:
         raise FederationError(f"cannot start {module}: {error}; free memory or processes and try again") from error
+    if ran.returncode in _STOPPED:
+        raise FederationError(f"{module} was stopped by signal {-ran.returncode}; send the contribution again")
     if ran.returncode != 0:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
         if not ran.stdout:
@@ -79,10 +94,11 @@ def run_child(module: str, arguments: list[str], *, seconds: float) -> bytes:
 def limit_resources(*, memory_bytes: int, seconds: int) -> None:
     """Cap this process for good: private memory, CPU seconds, no core dump, and no life without its parent.
 
-    RLIMIT_DATA counts private writable memory; RLIMIT_AS would count every library and file that is mapped.
+    RLIMIT_DATA counts private writable memory; RLIMIT_AS would count every library and file that is mapped. The hard
+    CPU limit is a little above the soft one, so that SIGXCPU comes first: SIGKILL is then somebody else's.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

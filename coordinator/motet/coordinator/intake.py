@@ -12,6 +12,7 @@ travel: data plane, Flower reply, or file.
 
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ from motet.protocols.transfer.publication import BUNDLE_FILE
 MAX_REFUSALS = 1000
 """Refusals recorded of one owner; from then on that owner is turned away without a record."""
 
+MAX_ADMISSIONS = 2
+"""Updates that one process examines at a time, each in a child with memory and a core of its own; the rest wait."""
+
 _WORKSPACE = "unpacked-"
 
 _log = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ class Intake:
     def __init__(self, home: CoordinatorHome) -> None:
         self._home = home
         self._store = ExpertStore(home.experts_directory)
+        self._places = threading.BoundedSemaphore(MAX_ADMISSIONS)
         self.audience = audience_of(home.charter)
         self.intake_directory = home.intake_directory
         with self._store.alone() as alone:
@@ -87,6 +92,7 @@ class Intake:
 
         Raises:
             AdmissionRefused: nobody enrolled signed it, so it is not recorded.
+            FederationError: it could not be examined, through no fault of its own; nothing was recorded.
             StorageError: the disk is full; nothing was recorded, and the same call may be made again.
         """
         try:
@@ -144,8 +150,8 @@ class Intake:
 
     def _admit(self, signed: Signed, contribution: Contribution, update: Path, received_bytes: int) -> Signed:
         manifest = self._home.anchor_manifest
-        examine_update(contribution, inspect(update), wanted_tensors(manifest))
-        with self._store.admitting():
+        with self._places, self._store.admitting():
+            examine_update(contribution, inspect(update), wanted_tensors(manifest))
             self._store.materialise(contribution.digest, update, self._home.path, anchor=manifest.digest)
             entry = self._home.ledger.append(
                 lambda standing: self._admission(signed, contribution, standing, received_bytes)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from motet.coordinator.inspection import limit_resources, ready, run_child
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
-from motet.protocols.errors import AdmissionRefused, MotetError, StorageError
+from motet.protocols.errors import AdmissionRefused, FederationError, MotetError, StorageError
 
 MEMORY_BYTES = 2 << 30
 """Private memory of the child: about 250 MB are used, nearly all of them by importing torch."""
@@ -48,6 +48,7 @@ class ExpertStore:
         Raises:
             AdmissionRefused: the expert is not finite in the anchor's dtype, or making it met the child's caps.
             StorageError: the disk is full; what is there is kept.
+            FederationError: it failed for a reason of ours, such as a damaged anchor.
         """
         target = self.file_of(contribution)
         if target.exists():
@@ -56,8 +57,8 @@ class ExpertStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_directory(self.directory)
         seconds = SECONDS + update.stat().st_size // BYTES_PER_SECOND
-        answer = run_child("motet.coordinator.store", [str(home), anchor, str(update), str(target)], seconds=seconds)
-        _raise_what_it_says(json.loads(answer))
+        arguments = [str(home), anchor, str(update), str(target)]
+        _raise_what_it_says(json.loads(run_child("motet.coordinator.store", arguments, cpu_seconds=seconds)))
         return target
 
     def remove(self, contribution: str) -> None:
@@ -105,10 +106,17 @@ class ExpertStore:
 
 
 def _raise_what_it_says(answer: dict[str, str]) -> None:
-    if answer.get("error") == "StorageError":
-        raise StorageError(answer["message"])
-    if "error" in answer:
-        raise AdmissionRefused(f"refused (not-an-expert): {answer['message']}", reason="not-an-expert")
+    """The update was examined before: of what can still go wrong, only an `ExpertError` is its fault."""
+    match answer:
+        case {"error": "ExpertError", "message": message}:
+            raise AdmissionRefused(f"refused (not-an-expert): {message}", reason="not-an-expert")
+        case {"error": "StorageError", "message": message}:
+            raise StorageError(message)
+        case {"error": kind, "message": message}:
+            raise FederationError(
+                f"the coordinator could not make the expert ({kind}: {message}); it mends that, then send the "
+                "contribution again"
+            )
 
 
 def main() -> None:
