@@ -1,16 +1,20 @@
 """Reading, cleaning and splitting an owner's text; everything that can be wrong with it is named."""
 
+import bz2
+import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
 import pytest
 
-from motet.client.data import PART_BYTES, Corpus, load_corpus, load_public
+from motet.client.data import PART_BYTES, Corpus, _documents, load_corpus, load_public
 from motet.client.owner import DataConfig
 from motet.protocols.canonical import file_digest
 from motet.protocols.errors import DataError
 
+CONFIG = DataConfig(files=("*",))
 WORDS = [f"word{number}" for number in range(900)]
 
 
@@ -150,3 +154,37 @@ def test_the_public_text_must_be_the_pinned_one(tmp_path: Path) -> None:
         load_public(path, expect="sha256:" + "0" * 64)
     with pytest.raises(DataError, match="fetch the anchor again"):
         load_public(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_packed_files_are_what_their_inner_name_says(tmp_path: Path, suffix: str, compress) -> None:
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    for folder in (plain, packed):
+        folder.mkdir()
+    content = write_jsonl(plain / "a.jsonl", texts(30)).read_bytes()
+    (packed / f"a.jsonl{suffix}").write_bytes(compress(content))
+    assert load(packed) == load(plain)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path, name: str) -> None:
+    documents = texts(30)
+    lines = [json.dumps({"text": text}) for text in documents] if name.endswith("jsonl") else documents
+    for folder, start, end in (("unix", b"", "\n"), ("windows", b"\xef\xbb\xbf", "\r\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(start + "".join(line + end for line in lines).encode())
+    found = [[each.text for each in _documents(tmp_path / folder / name, CONFIG)] for folder in ("unix", "windows")]
+    assert found[0] == found[1]
+
+
+def test_training_text_keeps_apart_from_text_that_is_scored(tmp_path: Path) -> None:
+    documents = texts(60)
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    corpus = load(tmp_path)
+    apart = corpus.training_apart_from([*corpus.train[:5], *texts(5, start=500)])
+    assert apart.train == corpus.train[5:]
+    assert apart.held_out == corpus.held_out
+    with pytest.raises(DataError, match="all of which repeat"):
+        corpus.training_apart_from(corpus.train)

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.client.near_duplicates import distinct
+from motet.client.near_duplicates import apart, distinct
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -51,3 +51,15 @@ def test_what_is_kept_does_not_depend_on_the_order(seeds: list[int], draw: rando
     assert {texts[index] for index in distinct(texts)} == {shuffled[index] for index in distinct(shuffled)}
     kept = [texts[index] for index in distinct(texts)]
     assert distinct(kept) == list(range(len(kept)))
+
+
+def test_a_text_that_repeats_another_side_goes() -> None:
+    held_out = document(1, 200)
+    passage = " ".join(held_out.split()[40:80])
+    around = document(2, 900) + " " + held_out + " " + document(3, 900)
+    assert apart([passage, around, document(4), document(5)], [held_out, document(6)]) == [2, 3]
+
+
+def test_texts_beside_others_with_a_common_header_stay() -> None:
+    header = " ".join(WORDS[:20])
+    assert apart([f"{header} {document(1)}", "", "kidney"], [f"{header} {document(2)}", "", "heart"]) == [0, 1, 2]

@@ -2,7 +2,8 @@
 
 Files are streamed through Hugging Face `datasets`: no copy is made, nothing is asked of a network. A document falls
 on the same side on every machine and beside any others (`motet.protocols.split`); the parts of a long text file
-stay together; no held-out document repeats half of its shingles from the others. The corpus is held in memory.
+stay together; no held-out document repeats half of its shingles from the others. Files that end in .gz, .bz2 or .xz
+are unpacked as they are read. The corpus is held in memory.
 
     corpus = load_corpus(home.config.data, home.path)
     corpus.train, corpus.held_out                  # documents
@@ -15,11 +16,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from motet.client.near_duplicates import distinct
+from motet.client.near_duplicates import apart, distinct
 from motet.client.owner import DataConfig
 from motet.protocols.canonical import digest_of, file_digest
 from motet.protocols.errors import DataError
@@ -28,6 +29,7 @@ from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 PART_BYTES = 4096
 """Longer text files are cut, at blank lines where they can be, into documents of about this size."""
 
+_PACKED = (".gz", ".bz2", ".xz")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,20 @@ class Corpus:
     def digest(self) -> str:
         """Names the text without telling it: training resumes only on the same."""
         return digest_of([[hashlib.sha256(text.encode()).hexdigest() for text in side] for side in self._sides()])
+
+    def training_apart_from(self, others: Sequence[str]) -> "Corpus":
+        """The same without the training documents that repeat one of `others`: text that something is scored on.
+
+        Raises:
+            DataError: none is left to train on.
+        """
+        train = tuple(self.train[index] for index in apart(self.train, others))
+        if not train:
+            raise DataError(
+                f"saw {len(self.train)} documents to train on, all of which repeat text that is scored, wanted others; "
+                "leave the copies of the public text out of [data] files"
+            )
+        return replace(self, train=train)
 
     def _sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.train, self.held_out
@@ -124,14 +140,20 @@ def matching_files(patterns: Iterable[str], home: Path) -> list[Path]:
 
 
 def _documents(path: Path, config: DataConfig) -> Iterator[_Document]:
-    kind = _SUFFIXES.get(path.suffix.lower(), "text") if config.format == "auto" else config.format
+    kind = _kind_of(path) if config.format == "auto" else config.format
     if kind != "text":
         yield from _rows(path, kind, config.text_field)
         return
     for row in _read(path, "text"):
-        whole = row["text"] or ""
+        whole = (row["text"] or "").removeprefix("\ufeff")  # a byte order mark is no text
         for part in _parts(whole):
             yield _Document(text=part, family=whole)
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is by its name, packed or not."""
+    inner = path.with_suffix("") if path.suffix.lower() in _PACKED else path
+    return _SUFFIXES.get(inner.suffix.lower(), "text")
 
 
 def _rows(path: Path, kind: str, field: str) -> Iterator[_Document]:

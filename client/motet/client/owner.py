@@ -39,7 +39,8 @@ class DataConfig(Strict):
     files: tuple[str, ...] = Field(min_length=1)
     """Files or glob patterns, absolute or relative to the home."""
     format: Literal["auto", "jsonl", "text", "parquet"] = "auto"
-    """What the files are; auto goes by their suffix, and anything but .jsonl, .json and .parquet is text."""
+    """What the files are; auto goes by their suffix (before .gz, .bz2 or .xz if there is one), and anything but .jsonl,
+    .ndjson, .json and .parquet is text."""
     text_field: str = "text"
     """The field or column that holds a document, in JSON lines and Parquet."""
     held_out_share: float = Field(0.1, gt=0, lt=1)
@@ -167,6 +168,15 @@ class OwnerHome:
             charter=_verified(charter, config),
             key=SigningKey.load(path / "keys" / "owner.pem"),
         )
+
+    def require_terms(self) -> None:
+        """Raises ConfigurationError when the charter admits no expert under the licence in owner.toml."""
+        accepted, offered = self.charter.experts.licences, self.config.terms.licence
+        if accepted and offered not in accepted:
+            raise ConfigurationError(
+                f"saw licence {offered!r} under [terms] in {self.path / CONFIG_FILE}, wanted one that the charter "
+                f"accepts: {', '.join(accepted)}; choose one of them, or do not train for this federation"
+            )
 
     def join_request(self) -> Signed:
         """The signed wish to be enrolled: it binds the Flower key to the owner's."""

@@ -88,11 +88,12 @@ def prepare(home: OwnerHome) -> Material:
 
     Raises:
         AnchorError, StatisticsError, DataError: something is missing, damaged or not what the charter pins.
+        ConfigurationError: the charter does not accept the terms in owner.toml.
     """
     torch.set_num_threads(home.config.training.threads)
+    home.require_terms()
     anchor = open_anchor(home)
-    corpus = load_corpus(home.config.data, home.path)
-    public = load_public(home.public_text, expect=home.charter.anchor.public_text)
+    corpus, public = load_texts(home)
     own = _own_statistics(anchor, corpus, home.work / "statistics")
     return Material(
         name=home.config.name,
@@ -102,6 +103,20 @@ def prepare(home: OwnerHome) -> Material:
         public=public,
         rows=lda_rows(own, _public_statistics(anchor, home)),
         public_share=home.charter.training.public_share,
+    )
+
+
+def load_texts(home: OwnerHome) -> tuple[Corpus, Corpus]:
+    """The own and the public text; no document to train on repeats one of either that is held out.
+
+    Raises:
+        DataError: a text cannot be used, or nothing of it is left to train on.
+    """
+    own = load_corpus(home.config.data, home.path)
+    public = load_public(home.public_text, expect=home.charter.anchor.public_text)
+    return (
+        own.training_apart_from(public.held_out),
+        public.training_apart_from((*public.held_out, *own.held_out)),
     )
 
 
