@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,25 @@ def test_the_rate_rises_and_falls(make_home) -> None:
     assert rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 < rates[-1] < 0.11
+
+
+def test_another_dtype_counts_in_a_process_that_trained_before(make_home, tmp_path: Path) -> None:
+    home = make_home(training={"steps": 1})
+    material = prepare(home)
+    for dtype in ("float32", "bfloat16"):
+        settings = home.config.training.model_copy(update={"dtype": dtype})
+        assert train(material, settings, tmp_path / dtype) is not None
+
+
+def test_nothing_of_a_model_stays_behind(make_home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = list[weakref.ref[torch.nn.Module]]()
+
+    def watched(*arguments, **settings):
+        model, parameters = expert_model(*arguments, **settings)
+        models.append(weakref.ref(model))
+        return model, parameters
+
+    monkeypatch.setattr("motet.client.training.expert_model", watched)
+    home = make_home(training={"steps": 1, "dtype": "bfloat16"})
+    trained(prepare(home), home, tmp_path / "run")
+    assert [model() for model in models] == [None]

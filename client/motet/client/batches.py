@@ -8,6 +8,7 @@ Nothing is drawn from a stream of random numbers, so a resumed run sees what an 
 """
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from motet.protocols.errors import DataError
 
+_TOKENIZED_AT_A_TIME = 512  # documents
+
 
 def pack(tokenizer: Any, documents: Sequence[str], sequence_length: int) -> Tensor:  # noqa: ANN401
     """Documents end to end, each opened by BOS (or EOS), cut into rows: (rows, sequence_length + 1).
@@ -26,11 +29,14 @@ def pack(tokenizer: Any, documents: Sequence[str], sequence_length: int) -> Tens
     than a row is repeated to fill it. Raises DataError when there are no tokens.
     """
     opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = [token for document in encoded if document for token in (opening, *document)]
+    tokens = array("i")  # 4 bytes for each; Python's own integers would take ten times the text
+    for start in range(0, len(documents), _TOKENIZED_AT_A_TIME):
+        part = list(documents[start : start + _TOKENIZED_AT_A_TIME])
+        for document in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens.extend((opening, *document) if document else ())
     if not tokens:
         raise DataError(f"saw no token in {len(documents)} documents, wanted text; name files with text in them")
-    stream = torch.tensor(tokens, dtype=torch.int32)
+    stream = torch.frombuffer(tokens, dtype=torch.int32)
     if len(stream) <= sequence_length:
         stream = stream.repeat(math.ceil((sequence_length + 1) / len(stream)))
     rows = (len(stream) - 1) // sequence_length

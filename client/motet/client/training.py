@@ -11,6 +11,7 @@ CPU; GPUs add in varying order); a checkpoint is never made of a loss or gradien
     trained = train(material, home.config.training, folder, on_progress=show)
 """
 
+import gc
 import logging
 import math
 import time
@@ -84,6 +85,19 @@ def train(
         StorageError: the disk is full.
     """
     torch.set_num_threads(config.threads)
+    try:
+        return _train(material, config, folder, on_progress, should_stop)
+    finally:
+        _free_memory()
+
+
+def _train(
+    material: Material,
+    config: TrainingConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> TrainedExpert | None:
     run = _Run.start(material, config, folder)
     while run.step < config.steps:
         if should_stop():
@@ -211,9 +225,19 @@ def fingerprint(material: Material, config: TrainingConfig) -> str:
     return digest_of({"schema": "motet.training/1", "material": material.digest, "settings": settings})
 
 
+def _free_memory() -> None:
+    """Let go of what a training held: accelerate ties a model into a knot, which waits for the collector otherwise."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
     from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
+    # Else the first training of a process fixes dtype and device for all, whatever owner.toml has become since.
+    AcceleratorState._reset_state(reset_partial_state=True)
     device = device_of(config)
     on_cpu = device.type == "cpu"
     if device.index is not None and not on_cpu:
