@@ -27,6 +27,13 @@ def packed_of(home: OwnerHome) -> Packed:
     return packed
 
 
+def edit(home: OwnerHome, before: str, after: str) -> None:
+    path = home.path / "owner.toml"
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
+
+
 def composite_of(packed: Packed, home: OwnerHome, folder: Path) -> str:
     """A real composite of one expert, for the coordinator to publish; its digest."""
     from motet.coordinator.assembly import Member, RoutingPolicy, assemble
@@ -70,6 +77,35 @@ def test_the_same_expert_is_the_same_contribution_and_another_has_a_higher_versi
     assert (first.contribution.version, second.contribution.version) == (1, 2)
     assert [packed.digest for packed in packed_contributions(home)] == [first.digest, second.digest]
     assert find_packed(home).digest == second.digest
+
+
+def test_other_terms_make_another_contribution_of_the_same_update(make_home) -> None:
+    home = make_home()
+    first = packed_of(home)
+    edit(home, 'licence = "Apache-2.0"', 'licence = "CC0-1.0"')
+    second = packed_of(OwnerHome.load(home.path))
+    assert second.contribution.update == first.contribution.update
+    assert (second.contribution.version, second.contribution.terms.licence) == (2, "CC0-1.0")
+
+
+def test_an_expert_made_again_after_another_is_the_newest(make_home) -> None:
+    home = make_home()
+    first = packed_of(home)
+    edit(home, "steps = 6", "steps = 7")
+    packed_of(OwnerHome.load(home.path))
+    edit(home, "steps = 7", "steps = 6")
+    third = packed_of(OwnerHome.load(home.path))
+    assert third.contribution.update == first.contribution.update
+    assert third.contribution.version == 3
+    assert find_packed(home).digest == third.digest
+
+
+def test_transport_by_file_refuses_the_line(make_home, coordinator) -> None:
+    home = make_home(contribution={"transport": "file"})
+    packed = packed_of(home)
+    with pytest.raises(ConfigurationError, match="--to FILE"):
+        contribute(home, packed)
+    assert coordinator.received == []
 
 
 def test_half_packed_folders_are_cleared(make_home) -> None:

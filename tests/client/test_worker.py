@@ -69,6 +69,26 @@ def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator) -> 
     assert len(coordinator.received) == 1
 
 
+def test_what_was_contributed_by_hand_does_not_wait_for_consent_again(make_home, coordinator) -> None:
+    home = make_home(contribution={"consent": "ask"})
+    packed = make_contribution(home)
+    assert packed is not None
+    contribute(home, packed)
+    assert run_once(home, ask(home)).state == "done"
+    assert len(coordinator.received) == 1
+
+
+def test_a_contribution_that_is_refused_ends_the_job_that_waited_as_failed(make_home, coordinator) -> None:
+    coordinator.verdict = "refused"
+    home = make_home(contribution={"consent": "ask"})
+    job = ask(home)
+    run_once(home, job)
+    contribute(home, find_packed(home))
+    state = state_of(home, job)
+    assert state.state == "failed"
+    assert "wrong-anchor" in state.detail
+
+
 def test_with_flower_the_update_is_offered_inline(make_home) -> None:
     home = make_home(contribution={"transport": "flower"})
     state = run_once(home, ask(home))

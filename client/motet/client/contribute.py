@@ -19,7 +19,9 @@ from motet.protocols import transfer
 from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Withdrawal
+from motet.protocols.control import Phase
 from motet.protocols.documents import Strict
+from motet.protocols.errors import ConfigurationError
 from motet.protocols.jobs import contribution_of
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, seal
@@ -116,11 +118,23 @@ def job_result(packed: Packed, sent: Sent | None, *, inline: bool = False) -> di
 
 
 def settle_jobs(home: OwnerHome, packed: Packed, sent: Sent | None, *, inline: bool = False) -> None:
-    """Finish the jobs that wait for the owner's consent to this contribution, now that it is given."""
-    spool = Spool(home.path)
+    """End the jobs that wait for the owner's consent to this contribution, now that it is given.
+
+    They are done when it was admitted or is on offer, and failed when the coordinator refused it.
+    """
+    spool, refused = Spool(home.path), sent is not None and sent.verdict.status != "admitted"
+    state: Phase = "failed" if refused else "done"
+    detail = "contributed" if sent is None else verdict_line(sent)
     for job in spool.jobs():
         if job.state == "waiting" and contribution_of(job) == packed.digest:
-            spool.update(job.id, "done", detail="contributed", result=job_result(packed, sent, inline=inline))
+            spool.update(job.id, state, detail=detail, result=job_result(packed, sent, inline=inline))
+
+
+def verdict_line(sent: Sent) -> str:
+    """What the coordinator decided, in one line; all of it is the coordinator's own words."""
+    verdict = sent.verdict
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    return f"{verdict.status} by the coordinator{reason}" + (f": {verdict.message}" if verdict.message else "")
 
 
 def contribute(
@@ -129,8 +143,13 @@ def contribute(
     """The owner's consent: send the way that owner.toml says, and finish the jobs that waited for it.
 
     With the transport "flower" nothing is sent by this call, and it returns None: the ClientApp hands the update over
-    when the coordinator asks for it. Raises as `send` does.
+    when the coordinator asks for it. Raises as `send` does, and ConfigurationError for the transport "file".
     """
+    if home.config.contribution.transport == "file":
+        raise ConfigurationError(
+            'saw transport = "file" under [contribution] in owner.toml, which lets nothing leave over a connection; '
+            "write a file with `motet contribute --to FILE`, or choose another transport"
+        )
     if rides_flower(home, packed):
         settle_jobs(home, packed, None, inline=True)
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from motet.client.data import load_corpus
+from motet.client.data import Corpus, load_corpus
 from motet.client.owner import OwnerHome
 from motet.client.training import device_of
 from motet.moe.scoring import score_rows
@@ -25,7 +25,7 @@ from motet.protocols.signing import Signed, seal
 def evaluate(
     home: OwnerHome, composite: str, *, on_progress: Callable[[float, str], None] = lambda share, detail: None
 ) -> Signed:
-    """Score a composite on the owner's held-out text; an answer given before on the same text is given again.
+    """Score a composite on the owner's held-out text; an answer given before on the same windows is given again.
 
     Args:
         home: the owner's home.
@@ -38,7 +38,7 @@ def evaluate(
         DataError: the owner's text cannot be used.
     """
     corpus = load_corpus(home.config.data, home.path)
-    kept = _answer_file(home, composite, corpus.digest)
+    kept = _answer_file(home, composite, corpus)
     if kept.exists():
         return Signed.parse(kept.read_bytes())
     folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
@@ -113,6 +113,8 @@ def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> No
         )
 
 
-def _answer_file(home: OwnerHome, composite: str, corpus: str) -> Path:
-    key = digest_of({"composite": composite, "charter": home.charter.digest, "corpus": corpus})
+def _answer_file(home: OwnerHome, composite: str, corpus: Corpus) -> Path:
+    window = home.config.training.sequence_length
+    text = {"corpus": corpus.digest, "sequence_length": window, "domain": home.config.name}
+    key = digest_of({"composite": composite, "charter": home.charter.digest, **text})
     return home.work / "evaluations" / f"{hex_of(key)}.json"

@@ -2,7 +2,7 @@
 
 The update is lossless for now: the bf16 difference to the anchor (`motet.moe.experts`). Guarantees: the figures in the
 manifest are those of the expert that the update defines, after rounding; the folder appears whole or not at all; the
-same expert packed again is the same contribution, and another one has a higher version.
+newest expert packed again under the same terms is the same contribution, and another one has a higher version.
 
     packed = pack(trained, material, home)
     packed.digest, packed.update, packed.contribution.bits_per_byte
@@ -66,10 +66,10 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome) -> Packed:
     folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=home.outbox))
     write_update(folder / UPDATE_NAME, material.anchor, trained.ffn, trained.rows)
     update = file_digest(folder / UPDATE_NAME)
-    for packed in packed_contributions(home):
-        if packed.contribution.update == update and packed.contribution.charter == material.charter:
+    for newest in packed_contributions(home)[-1:]:
+        if _says_the_same(newest.contribution, material, home, update):
             shutil.rmtree(folder)
-            return packed
+            return newest
     signed = seal(_manifest(trained, material, home, folder / UPDATE_NAME, update), home.key)
     write_atomically(folder / MANIFEST_NAME, signed.canonical())
     folder.chmod(0o755)
@@ -103,6 +103,12 @@ def read_packed(folder: Path, *, owner: str) -> Packed:
     """A folder of the outbox; raises SignatureError or DocumentError when its manifest is not this owner's."""
     signed = read_signed(folder / MANIFEST_NAME, "contribution")
     return Packed(folder=folder, signed=signed, contribution=signed.open(Contribution, by=owner))
+
+
+def _says_the_same(packed: Contribution, material: Material, home: OwnerHome, update: str) -> bool:
+    """Whether a manifest made now would differ in nothing but its version and figures measured anew."""
+    saw = (packed.update, packed.charter, packed.name, packed.terms)
+    return saw == (update, material.charter, home.config.name, home.config.terms)
 
 
 def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, file: Path, update: str) -> Contribution:

@@ -106,7 +106,7 @@ class Spool:
     def problems(self) -> list[SpoolError]:
         """What in the spool cannot be read, one error for each file."""
         found = []
-        for path in sorted(self._jobs.iterdir()):
+        for path in sorted(self._jobs.glob("*.json")):
             try:
                 self._read_path(path)
             except SpoolError as error:

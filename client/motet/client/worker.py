@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from motet.client.contribute import job_result, rides_flower, send
+from motet.client.contribute import job_result, rides_flower, send, verdict_line
 from motet.client.disclosure import disclosed
 from motet.client.evaluation import evaluate
 from motet.client.owner import OwnerHome
@@ -144,7 +144,9 @@ class _JobRun:
         if packed is None:
             raise _Stopped
         settings = home.config.contribution
-        if settings.consent == "ask" or settings.transport == "file":
+        if packed.receipt.exists():  # the owner has contributed it by hand, perhaps a moment ago
+            self._send(home, packed)
+        elif settings.consent == "ask" or settings.transport == "file":
             how = "`motet contribute --to FILE`" if settings.transport == "file" else "`motet contribute`"
             self._tell("waiting", detail=f"packed; {how} lets it leave", result=job_result(packed, None))
         elif rides_flower(home, packed):
@@ -157,12 +159,8 @@ class _JobRun:
             self._report_or_stop(0.9 + 0.1 * done / max(1, total), f"sent {done:,} of {total:,} bytes")
 
         sent = send(home, packed, progress=progress)
-        verdict = sent.verdict
-        if verdict.status == "admitted":
-            self._tell("done", detail="admitted", result=job_result(packed, sent))
-        else:
-            why = f"{verdict.status} by the coordinator ({verdict.reason}): {verdict.message}"
-            self._tell("failed", detail=why, result=job_result(packed, sent))
+        state: Phase = "done" if sent.verdict.status == "admitted" else "failed"
+        self._tell(state, detail=verdict_line(sent), result=job_result(packed, sent))
 
     def _report(self, share: float, line: str) -> None:
         now = time.monotonic()
