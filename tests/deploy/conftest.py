@@ -227,8 +227,8 @@ def _found(built: Federation, ports: Mapping[str, str]) -> None:
     (owner / "owner").mkdir()
     shutil.copy(built.home / "charter.signed.json", owner / "owner")
     named = ["--name=medicine", "--data=/data/*.jsonl", "--licence=CC0-1.0", "--yes"]
-    quick = ("training.steps=3", "training.sequence_length=64", "contribution.consent=automatic")
-    options = [f"--set={setting}" for setting in quick]
+    through_the_proxy = ("contribution.consent=automatic", "contribution.transport=flower")
+    options = [f"--set={each}" for each in ("training.steps=3", "training.sequence_length=64", *through_the_proxy)]
     built.tool(built.owner, "join", "/motet/charter.signed.json", "--dir=/motet/owner", *named, *options)
     shutil.copy(owner / "owner" / "owner" / "join-request.json", coordinator / "coordinator")
     built.tool(built.coordinator, "admit", "/motet/join-request.json", "--dir=/motet/federation")

@@ -105,12 +105,14 @@ def test_the_image_holds_every_file_that_the_wheel_is_built_from() -> None:
     assert all((DEPLOY.parent / path).exists() for path in copied)
 
 
-def ask(address: str, path: str, trust: Path, *, method: str = "POST", body: bytes = b"") -> int:
-    """The status of one call over TLS; the path is sent as it is."""
+def ask(
+    address: str, path: str, trust: Path, *, method: str = "POST", body: bytes = b"", announced: int | None = None
+) -> int:
+    """The status of one call over TLS; the path is sent as it is, the length as `announced`."""
     connection = http.client.HTTPSConnection(address, timeout=10, context=ssl.create_default_context(cafile=trust))
     try:
         connection.putrequest(method, path, skip_accept_encoding=True)
-        for name, value in {**REQUEST, "content-length": str(len(body))}.items():
+        for name, value in {**REQUEST, "content-length": str(len(body) if announced is None else announced)}.items():
             connection.putheader(name, value)
         connection.endheaders(body)
         return connection.getresponse().status
@@ -197,6 +199,12 @@ def test_the_fleet_is_for_nodes_that_sign(federation: Any) -> None:
 def test_the_largest_object_passes_and_a_larger_body_does_not(federation: Any) -> None:
     trust = federation.home / "tls" / "ca.pem"
     assert ask(federation.proxy, "/v1/fleet/push-object", trust, body=bytes(6 << 20)) not in {404, 413}
-    with socket.create_connection(tuple(federation.proxy.split(":")), timeout=5) as plain:
+    assert ask(federation.proxy, "/v1/fleet/push-object", trust, announced=17 << 20) == 413
+
+
+@pytest.mark.slow
+def test_the_proxy_speaks_to_nobody_without_tls(federation: Any) -> None:
+    host, port = federation.proxy.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as plain:
         plain.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        assert b" 400 " in plain.recv(64), "no word without TLS"
+        assert b" 400 " in plain.recv(64)
