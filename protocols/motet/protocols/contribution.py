@@ -13,6 +13,8 @@ from motet.protocols.canonical import Digest
 from motet.protocols.documents import Document, Name, PublicKey, Strict
 
 MAX_BYTES = 1 << 42
+RESERVED_NAMES = ("anchor", "public", "soup", "composite")
+"""Rows and columns of every report: no expert is called so."""
 
 
 class JoinRequest(Document):
@@ -29,7 +31,7 @@ class JoinRequest(Document):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
-        if value in ("anchor", "public", "soup", "composite"):
+        if value in RESERVED_NAMES:
             raise ValueError(f"'{value}' names a row or a column of every report; choose another name")
         return value
 
