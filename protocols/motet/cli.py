@@ -8,10 +8,11 @@ import logging
 import os
 import sys
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import click
 import typer
+from typer.models import ArgumentInfo
 
 from motet.protocols.errors import MotetError
 
@@ -44,16 +45,30 @@ def _options(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
+def command_line() -> click.Command:
+    """The same as a click command, with the arguments' help, which typer 0.20 loses under click 8.4 and newer."""
+    app = build()
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)  # noqa: S101 - it has more than one command
+    for registered in app.registered_commands:
+        callback = registered.callback
+        assert callback is not None  # noqa: S101 - every room registers functions
+        hints = get_type_hints(callback, include_extras=True)
+        for parameter in group.commands[registered.name or callback.__name__].params:
+            for described in getattr(hints[parameter.name or ""], "__metadata__", ()):
+                if isinstance(described, ArgumentInfo) and isinstance(parameter, click.Argument):
+                    parameter.help = described.help
+    return group
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        result = typer.main.get_command(build()).main(arguments, prog_name="motet", standalone_mode=False)
+        result = command_line().main(arguments, prog_name="motet", standalone_mode=False)
     except click.exceptions.Abort:
-        return _fail("interrupted", INTERRUPTED)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+        return _fail("ended at the question, so nothing was done; run the command again to agree", INTERRUPTED)
     except click.ClickException as error:
         error.show(file=sys.stderr)
         return error.exit_code
@@ -64,9 +79,8 @@ def run(arguments: list[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f"this command needs the package {error.name}: pip install 'motet[{extra}]'", 3)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if result == INTERRUPTED:  # what typer makes of KeyboardInterrupt, without a word
+        return _fail("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

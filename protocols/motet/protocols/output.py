@@ -6,6 +6,7 @@ upload(..., progress=progress_line("sending"))
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,10 +20,13 @@ _PLAIN_SECONDS = 5.0
 
 
 def show(value: Any, *, as_json: bool, lines: Iterable[str]) -> None:  # noqa: ANN401 - any JSON value
-    """Print `value` as JSON, or `lines`."""
+    """Print `value` as JSON, or `lines`; a reader who has gone away, such as `head`, is no error."""
     text = json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # click would end with 1, and the interpreter complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(line: str) -> None:
