@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,7 @@ def demo(
 
     folder = directory.absolute()
     _make_room(folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: an end that leaves no process behind
     try:
         with view_of(sys.stderr) as view:
             report = play(folder, view)
