@@ -70,9 +70,7 @@ def coordinate(
     min_owners: Annotated[int, typer.Option(help="For run: owners that must have an admitted expert.")] = 1,
     gather_seconds: Annotated[float, typer.Option(help="For run: then min-owners suffice; 0 waits for all.")] = 0.0,
     evaluate_seconds: Annotated[float, typer.Option(help="For run: the same for the evaluation.")] = 0.0,
-    poll_seconds: Annotated[
-        float, typer.Option(help="For run: seconds between questions to an owner.")
-    ] = 0.5,
+    poll_seconds: Annotated[float, typer.Option(help="For run: seconds between questions to an owner.")] = 0.5,
 ) -> None:
     """Run the coordinator: the SuperLink, the data plane, and a run that gathers, assembles and evaluates."""
     from motet.coordinator import operations
@@ -112,7 +110,8 @@ def admit(
         "subject": filed.subject,
         "receipt": None if filed.receipt is None else filed.receipt.model_dump(mode="json", by_alias=True),
     }
-    show(value, as_json=as_json, lines=[f"{filed.status} {filed.subject}"])
+    why = "" if filed.message is None else f"\n{filed.message}"
+    show(value, as_json=as_json, lines=[f"{filed.status} {filed.subject}{why}"])
     if filed.status == "refused":
         raise typer.Exit(11)
 

@@ -58,7 +58,9 @@ def plan(federation: Federation, without: Sequence[str]) -> Plan:
     active = federation.admitted()
     names = {contribution.name for contribution in active.values()}
     if unknown := sorted(set(without) - names):
-        raise ExpertSetError(f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}")
+        raise ExpertSetError(
+            f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
+        )
     chosen = {each.name: digest for digest, each in active.items() if each.name not in without}
     files = [federation.intake.expert_file(digest) for digest in chosen.values()]
     anchor = sum(path.stat().st_size for path in federation.home.anchor_directory.glob("*.safetensors"))

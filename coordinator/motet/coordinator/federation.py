@@ -11,23 +11,23 @@ calls that compute import torch when they are made.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from motet.coordinator.composite_store import CompositeStore
 from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.intake import Intake
-from motet.coordinator.ledger_store import Draft
-from motet.protocols.canonical import digest_of, hex_of, storage_errors, sync_directory, write_atomically
-from motet.protocols.composite_manifest import CompositeManifest, RoutingPolicy, read_composite_manifest
+from motet.protocols.canonical import hex_of, write_atomically
+from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.container import read_container, read_manifest
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Withdrawal
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
-from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError
-from motet.protocols.ledger import LedgerEntry, Standing
+from motet.protocols.errors import AdmissionRefused, DocumentError
+from motet.protocols.ledger import Standing
 from motet.protocols.receipts import Receipt
+from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, purpose_of
 from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 
@@ -47,6 +47,8 @@ class Filed:
     """The owner's key, or the contribution's digest."""
     receipt: Signed | None
     """To be handed back to the owner; None for a join request."""
+    message: str | None = None
+    """Why it was refused, and what the owner does next; None if it was not."""
 
 
 class Federation:
@@ -56,6 +58,7 @@ class Federation:
         self.home = home
         self.charter = home.charter
         self.intake = Intake(home)
+        self._composites = CompositeStore(home)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -128,37 +131,23 @@ class Federation:
             ExpertSetError: a name in `without` is nobody's.
             AssemblyError, StorageError: as `motet.coordinator.assembly.assemble`.
         """
-        from motet.coordinator.assembly import Member, assemble
-
-        members = [
-            Member(name=contribution.name, contribution=digest, expert_file=self.intake.expert_file(digest))
-            for digest, contribution in self._chosen(without).items()
-        ]
-        routing = RoutingPolicy.of(self.charter.routing)
-        contributions = [member.contribution for member in members]
-        existing = self._existing(contributions, routing)
-        building = self.home.composites_directory / f"set-{hex_of(digest_of(contributions))}"
-        composite = assemble(self.home.anchor, members, routing, existing or building, progress=progress)
-        place = self.home.composites_directory / hex_of(composite.digest)
-        self._move(composite.path, place)
-        self.home.ledger.append(lambda _: self._record(composite.manifest))
-        return type(composite)(path=place, manifest=composite.manifest)
+        return self._composites.assemble(without, progress=progress)
 
     def composites(self) -> dict[str, CompositeManifest]:
         """Digest -> manifest of every composite that was assembled and is still there."""
-        found = {}
-        for path in sorted(self.home.composites_directory.glob("[0-9a-f]*")):
-            manifest = read_composite_manifest(path)
-            found[manifest.digest] = manifest
-        return found
+        return self._composites.manifests()
+
+    def chosen(self, without: Sequence[str] = ()) -> dict[str, Contribution]:
+        """What `assemble` would put in, in the order of expert ids; raises ExpertSetError as it does."""
+        return self._composites.chosen(without)
 
     def keep_evaluation(self, signed: Signed) -> EvaluationReport:
         """Keep what an owner measured; a newer report of the same owner replaces the older.
 
         Raises:
             SignatureError: it is not signed by the owner it names.
-            DocumentError: it is malformed, not finite, of another charter, of an unknown composite, or of somebody
-                else's domain.
+            DocumentError: it is malformed, not finite, of another charter, of an unknown composite, of somebody else's
+                domain, or has other rows than the composite's report.
         """
         report = signed.open(EvaluationReport, by=signed.open(EvaluationReport).owner)
         owner = self._standing.owners.get(report.owner)
@@ -169,18 +158,26 @@ class Federation:
                 f"saw an evaluation of {report.domain} under {report.charter}, wanted {owner.name} under "
                 f"{self.charter.digest}; evaluate again"
             )
-        if not self._folder_of(report.composite).is_dir():
+        manifest = self.composites().get(report.composite)
+        if manifest is None:
             raise DocumentError(f"saw an evaluation of composite {report.composite}, which was not assembled here")
+        rows = row_names(tuple(member.name for member in manifest.members))
+        if wrong := sorted(report.rows.keys() ^ set(rows)):
+            raise DocumentError(
+                f"saw an evaluation with the row {wrong[0]} missing or too many, wanted {', '.join(rows)}; update motet "
+                "there and evaluate again"
+            )
         write_atomically(self._evaluation_file(report.composite, report.owner), signed.canonical())
         return report
 
     def evaluations(self, composite: str) -> dict[str, EvaluationReport]:
         """Owner's public key -> report on the composite of this digest, every signature checked again."""
-        reports = (
-            Signed.parse(path.read_bytes()).open(EvaluationReport)
-            for path in sorted((self.home.evaluations_directory / hex_of(composite)).glob("[0-9a-f]*.json"))
-        )
-        return {report.owner: report for report in reports}
+        found = {}
+        for owner in self._standing.owners:
+            path = self._evaluation_file(composite, owner)
+            if path.exists():
+                found[owner] = Signed.parse(path.read_bytes()).open(EvaluationReport, by=owner)
+        return found
 
     def score_public(self, composite: str, *, on_row: Callable[[str], None] = lambda row: None) -> dict[str, Score]:
         """Every row of the report on the held-out public text; kept, so that asking again costs nothing.
@@ -197,11 +194,16 @@ class Federation:
             return {row: Score.model_validate(score) for row, score in json.loads(kept.read_bytes()).items()}
         from motet.moe.scoring import score_rows
 
-        length = min(SEQUENCE_LENGTH, int(self.home.anchor.config.get("max_position_embeddings", SEQUENCE_LENGTH)))
-        rows = score_rows(self._folder_of(composite), self.public_held_out(), sequence_length=length, on_row=on_row)
+        folder = self._composites.folder_of(composite)
+        rows = score_rows(folder, self.public_held_out(), sequence_length=self.sequence_length, on_row=on_row)
         document = {row: score.model_dump(mode="json") for row, score in rows.items()}
         write_atomically(kept, json.dumps(document, sort_keys=True).encode())
         return rows
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per window when public text is scored."""
+        return min(SEQUENCE_LENGTH, int(self.home.anchor.config.get("max_position_embeddings", SEQUENCE_LENGTH)))
 
     def public_held_out(self) -> list[str]:
         """The documents of the public text that nobody trains on."""
@@ -223,39 +225,6 @@ class Federation:
     def _standing(self) -> Standing:
         return self.home.ledger.standing()
 
-    def _chosen(self, without: Sequence[str]) -> dict[str, Contribution]:
-        active = self._standing.active
-        names = {contribution.name for contribution in active.values()}
-        if unknown := sorted(set(without) - names):
-            raise ExpertSetError(
-                f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
-            )
-        return {digest: each for digest, each in active.items() if each.name not in without}
-
-    def _existing(self, contributions: Sequence[str], routing: RoutingPolicy) -> Path | None:
-        for digest, manifest in self.composites().items():
-            if [member.contribution for member in manifest.members] == list(contributions) and (
-                manifest.routing == routing
-            ):
-                return self._folder_of(digest)
-        return None
-
-    def _move(self, assembled: Path, place: Path) -> None:
-        if assembled == place:
-            return
-        with storage_errors(place):
-            if place.exists():
-                shutil.rmtree(assembled)
-            else:
-                assembled.replace(place)
-            sync_directory(place.parent)
-
-    def _record(self, manifest: CompositeManifest) -> Draft | LedgerEntry:
-        if entry := self.home.ledger.find("composite", manifest.digest):
-            return entry
-        members = {member.name: member.contribution for member in manifest.members}
-        return Draft(kind="composite", subject=manifest.digest, body={"members": members})
-
     def _admit_container(self, path: Path) -> Filed:
         signed = read_manifest(path)
         contribution = signed.open(Contribution)
@@ -267,10 +236,7 @@ class Federation:
 
     def _filed(self, signed: Signed) -> Filed:
         receipt = signed.open(Receipt, by=self.charter.coordinator)
-        return Filed(status=receipt.status, subject=receipt.contribution, receipt=signed)
-
-    def _folder_of(self, composite: str) -> Path:
-        return self.home.composites_directory / hex_of(composite)
+        return Filed(status=receipt.status, subject=receipt.contribution, receipt=signed, message=receipt.message)
 
     def _evaluation_file(self, composite: str, owner: str) -> Path:
         return self.home.evaluations_directory / hex_of(composite) / f"{hex_of(owner)}.json"

@@ -8,6 +8,7 @@ A run ends when gather, assembly and evaluation are through; SuperLink and data 
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.run_record import RunState, wait_for_run
 from motet.coordinator.service import serve_data_plane
-from motet.protocols.errors import ConfigurationError
+from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
 
 Announce = Callable[[str], None]
@@ -32,8 +33,12 @@ def run_superlink(directory: Path, *, listen: str | None = None, announce: Annou
         directory: the coordinator's home.
         listen: host:port; None is the charter's address. Keep it on loopback: its Control API has no authentication.
         announce: told one line.
+
+    Raises:
+        FederationError: the port is in use, or the address is not this machine's.
     """
     link = _link(directory, listen)
+    _require_free(link.host, link.port)
     announce(f"SuperLink starting on {link.address}")
     command, environment = link.command(), link.environment()
     os.execvpe(command[0], command, environment)  # noqa: S606 - our own command
@@ -103,6 +108,17 @@ def run_all(directory: Path, *, announce: Announce) -> None:
 
 def _command(part: str, directory: Path) -> list[str]:
     return [sys.executable, "-m", "motet.cli", "coordinate", part, "--dir", str(directory)]
+
+
+def _require_free(host: str, port: int) -> None:
+    """Flower would say so only somewhere in its log, and end with 1."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise FederationError(
+            f"cannot listen on {host}:{port}: the port is in use, or the address is not this machine's "
+            f"({error.strerror}); choose another"
+        ) from error
 
 
 def _link(directory: Path, address: str | None) -> SuperLink:
