@@ -20,6 +20,7 @@ from motet.protocols.container import write_container
 from motet.protocols.contribution import Contribution, EvaluationReport, Score
 from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, SignatureError
 from motet.protocols.receipts import Receipt
+from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, seal
 from motet.protocols.tensor_files import TensorReader
 from motet.protocols.transfer import audience_of
@@ -322,13 +323,18 @@ def check_evaluations(federation: Federation, law: object, medicine: object, com
     def report(signer: object, **changes: object) -> Signed:
         score = Score(nats=10.0, bytes=20, documents=2, bits_per_byte_variance=0.1)
         values = {"charter": federation.charter.digest, "composite": composite, "owner": signer.key.public}
-        values |= {"domain": signer.name, "rows": {"composite": score}}
+        values |= {"domain": signer.name, "rows": dict.fromkeys(row_names(("law", "medicine")), score)}
         return seal(EvaluationReport.model_validate(values | changes), signer.key)
 
     kept = federation.keep_evaluation(report(law))
     federation.keep_evaluation(report(law))
     assert federation.evaluations(composite) == {law.key.public: kept}
-    wrong = [{"domain": "medicine"}, {"composite": "sha256:" + "0" * 64}, {"charter": "sha256:" + "0" * 64}]
+    wrong = [
+        {"domain": "medicine"},
+        {"rows": {"composite": kept.rows["composite"]}},
+        {"composite": "sha256:" + "0" * 64},
+        {"charter": "sha256:" + "0" * 64},
+    ]
     for changes in wrong:
         with pytest.raises(DocumentError):
             federation.keep_evaluation(report(law, **changes))

@@ -164,8 +164,8 @@ class Federation:
         rows = row_names(tuple(member.name for member in manifest.members))
         if wrong := sorted(report.rows.keys() ^ set(rows)):
             raise DocumentError(
-                f"saw an evaluation with the row {wrong[0]} missing or too many, wanted {', '.join(rows)}; update motet "
-                "there and evaluate again"
+                f"saw an evaluation with the row {wrong[0]} missing or too many, wanted {', '.join(rows)}; "
+                "update motet there and evaluate again"
             )
         write_atomically(self._evaluation_file(report.composite, report.owner), signed.canonical())
         return report

@@ -10,9 +10,7 @@ another history: the receipts that owners hold are what convicts him.)
     ledger.standing().active
 """
 
-import fcntl
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -22,9 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from motet.protocols.canonical import canonical_json, storage_errors, write_atomically
+from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.errors import DocumentError, LedgerError, SignatureError, StorageError
 from motet.protocols.ledger import EntryKind, LedgerEntry, Standing, fold, following
+from motet.protocols.locks import locked
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -131,8 +130,10 @@ class LedgerStore:
     def _refresh(self) -> None:
         """Fold in what was appended since the last look, by this process or another."""
         start = 0 if self._standing.last is None else self._standing.last.sequence + 1
+        if not (newer := self.entries(start)):
+            return
         try:
-            self._standing = fold(self.entries(start), self._standing)
+            self._standing = fold(newer, self._standing)
         except SignatureError as error:
             raise LedgerError(f"{self.path}: a document kept in the ledger was changed: {error}") from error
 
@@ -180,14 +181,8 @@ class LedgerStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone among all threads and processes; SQLite's own lock would not cover the decision and the head file."""
-        lock = self.path.with_name(self.path.name + ".lock")
-        with self._guard, storage_errors(lock):
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(descriptor)
+        with self._guard, locked(self.path.with_name(self.path.name + ".lock")):
+            yield
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import math
 from motet.coordinator.composites import summary_of
 from motet.coordinator.federation import Federation
 from motet.coordinator.run_record import RunRecord
+from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.contribution import EvaluationReport, Score
 from motet.protocols.errors import AssemblyError
 from motet.protocols.report import PUBLIC, Report, Wire
@@ -17,7 +18,7 @@ from motet.protocols.report import PUBLIC, Report, Wire
 def report_of(federation: Federation, composite: str | None = None) -> Report:
     """What was measured of a composite: public text by the coordinator, every domain by its owner.
 
-    A member whose owner has not evaluated has rows but no column.
+    A member whose owner has not evaluated yet has rows but no column.
 
     Args:
         federation: an open one.
@@ -27,9 +28,10 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
         AssemblyError: there is no such composite.
     """
     digest = composite or _newest(federation)
-    if digest not in federation.composites():
+    manifest = federation.composites().get(digest)
+    if manifest is None:
         raise AssemblyError(f"saw no composite {digest}; `motet assemble` makes one, `motet report` shows the newest")
-    members = [member.name for member in federation.composites()[digest].members]
+    members = [member.name for member in manifest.members]
     reports = {report.domain: report for report in federation.evaluations(digest).values()}
     scores = {PUBLIC: federation.score_public(digest)} | _by_owner(members, reports)
     rows = list(scores[PUBLIC])
@@ -37,7 +39,7 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
         domains=tuple(scores),
         bits_per_byte={row: {column: _bits(scores[column][row]) for column in scores} for row in rows},
         standard_error={row: {column: _error(scores[column][row]) for column in scores} for row in rows},
-        wire=_wire(federation, digest),
+        wire=_wire(federation, manifest),
         seconds={},
         composite=summary_of(federation, digest),
     )
@@ -64,11 +66,11 @@ def _error(score: Score) -> float:
     return round(math.sqrt(score.bits_per_byte_variance), 6)
 
 
-def _wire(federation: Federation, composite: str) -> dict[str, Wire]:
+def _wire(federation: Federation, composite: CompositeManifest) -> dict[str, Wire]:
     """What each member's update took: as its owner counted, else the payload that arrived here."""
-    active, found = federation.home.ledger.standing().admitted, {}
-    for member in federation.composites()[composite].members:
-        contribution = active[member.contribution]
+    admitted, found = federation.home.ledger.standing().admitted, {}
+    for member in composite.members:
+        contribution = admitted[member.contribution]
         sent = RunRecord.sent_bytes(federation.home.path, contribution.owner, member.contribution)
         if sent is None:
             entry = federation.home.ledger.find("admitted", member.contribution)

@@ -10,9 +10,7 @@ speaks of is cleared away, but never under the hands of a process that is admitt
     store.file_of(contribution_digest)
 """
 
-import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Collection, Iterator
@@ -22,6 +20,7 @@ from pathlib import Path
 from motet.coordinator.inspection import limit_resources, ready, run_child
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
 from motet.protocols.errors import AdmissionRefused, FederationError, MotetError, StorageError
+from motet.protocols.locks import locked
 
 MEMORY_BYTES = 2 << 30
 """Private memory of the child: about 250 MB are used, nearly all of them by importing torch."""
@@ -35,6 +34,7 @@ class ExpertStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._lock = directory.with_name(directory.name + ".lock")
         with storage_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -69,14 +69,14 @@ class ExpertStore:
     @contextmanager
     def admitting(self) -> Iterator[None]:
         """While open, in any process, nothing is cleared away."""
-        with self._lock(fcntl.LOCK_SH):
+        with locked(self._lock, shared=True):
             yield
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether nobody, in any process, is admitting; while open it stays so."""
         try:
-            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with locked(self._lock, wait=False):
                 yield True
         except BlockingIOError:
             yield False
@@ -92,17 +92,6 @@ class ExpertStore:
         for name in orphans:
             shutil.rmtree(self.directory / name, ignore_errors=True)
         return orphans
-
-    @contextmanager
-    def _lock(self, operation: int) -> Iterator[None]:
-        path = self.directory.with_name(self.directory.name + ".lock")
-        with storage_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, operation)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def _raise_what_it_says(answer: dict[str, str]) -> None:

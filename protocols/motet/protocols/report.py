@@ -81,6 +81,8 @@ class Report(Document):
         return [*self._against_soup(), *self._opt_outs()]
 
     def _against_soup(self) -> Iterator[str]:
+        if not self.experts:
+            return
         composite, soup = self.bits_per_byte["composite"], self.bits_per_byte["soup"]
         for domain in self.experts:
             if composite[domain] >= soup[domain]:
@@ -97,7 +99,8 @@ class Report(Document):
 
     def table(self) -> list[str]:
         """The table of bits per byte as lines of text, then what falls short."""
-        rows = [row for row in row_names(self.experts) if row in self.bits_per_byte]
+        names = (*self.experts, *(name for name in self.composite.members if name not in self.experts))
+        rows = [row for row in row_names(names) if row in self.bits_per_byte]
         width = max(len(row) for row in rows)
         head = " " * width + "".join(f"{name:>13}" for name in (*self.domains, "average"))
         lines = [head]
@@ -108,11 +111,11 @@ class Report(Document):
 
 
 def row_names(experts: tuple[str, ...]) -> list[str]:
-    """The rows of a report in the order they are shown."""
+    """The rows of a report in the order they are shown; without experts there is no soup."""
     return [
         "anchor",
         *(f"expert:{name}" for name in experts),
-        "soup",
+        *(["soup"] if experts else []),
         "composite",
         *(f"composite-without:{name}" for name in experts),
     ]

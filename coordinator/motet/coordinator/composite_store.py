@@ -1,0 +1,149 @@
+"""The composites of a home: assembled from what the ledger says is active, found again, and recorded.
+
+Guarantees that one set of members is assembled once and by one process at a time; that a composite is recorded only
+while none of its members is withdrawn, however long the copying took; and that one which was damaged on the disk
+since is put aside and made anew, the same byte for byte.
+
+    composites = CompositeStore(home)
+    composite = composites.assemble(without=["medicine"])
+    composites.manifests()                      # digest -> manifest
+
+Importing it imports no torch; assembling does.
+"""
+
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.ledger_store import Draft
+from motet.coordinator.store import ExpertStore
+from motet.protocols.canonical import digest_of, hex_of, storage_errors, sync_directory
+from motet.protocols.composite_manifest import (
+    CompositeManifest,
+    RoutingPolicy,
+    read_composite_manifest,
+    verify_composite,
+)
+from motet.protocols.contribution import Contribution
+from motet.protocols.errors import AssemblyError, ExpertSetError, TensorFileError
+from motet.protocols.ledger import LedgerEntry, Standing
+from motet.protocols.locks import locked
+
+if TYPE_CHECKING:
+    from motet.coordinator.assembly import Composite, Member
+
+Progress = Callable[[int, int], None]
+
+_log = logging.getLogger(__name__)
+
+
+class CompositeStore:
+    """The folder of composites, each named by the digits of its digest."""
+
+    def __init__(self, home: CoordinatorHome) -> None:
+        self._home = home
+        self._experts = ExpertStore(home.experts_directory)
+
+    def folder_of(self, composite: str) -> Path:
+        """Where the composite of this digest lies, or would lie."""
+        return self._home.composites_directory / hex_of(composite)
+
+    def manifests(self) -> dict[str, CompositeManifest]:
+        """Digest -> manifest of every composite that is here; a folder without a readable one is passed over."""
+        found = {}
+        for path in sorted(self._home.composites_directory.glob("[0-9a-f]*")):
+            try:
+                manifest = read_composite_manifest(path)
+            except AssemblyError as error:
+                _log.warning("passed over %s: %s", path, error)
+            else:
+                found[manifest.digest] = manifest
+        return found
+
+    def chosen(self, without: Sequence[str] = ()) -> dict[str, Contribution]:
+        """Contribution digest -> contribution of all active members but those named, in the order of expert ids.
+
+        Raises:
+            ExpertSetError: a name in `without` is nobody's.
+        """
+        active = self._home.ledger.standing().active
+        names = {contribution.name for contribution in active.values()}
+        if unknown := sorted(set(without) - names):
+            raise ExpertSetError(
+                f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
+            )
+        return {digest: each for digest, each in active.items() if each.name not in without}
+
+    def assemble(self, without: Sequence[str] = (), *, progress: Progress | None = None) -> "Composite":
+        """As `motet.coordinator.federation.Federation.assemble`; begins again when a member leaves meanwhile."""
+        with storage_errors(self._home.composites_directory):
+            self._home.composites_directory.mkdir(exist_ok=True)
+        with locked(self._home.path / "composites.lock"), self._experts.admitting():
+            while True:
+                chosen = self.chosen(without)
+                try:
+                    return self._assemble(chosen, progress)
+                except (AssemblyError, TensorFileError, FileNotFoundError):
+                    if chosen.keys() <= self._home.ledger.standing().active.keys():
+                        raise
+                    _log.warning("a member left while the composite was being assembled; beginning again without it")
+
+    def _assemble(self, chosen: dict[str, Contribution], progress: Progress | None) -> "Composite":
+        from motet.coordinator.assembly import Member
+
+        members = [
+            Member(name=contribution.name, contribution=digest, expert_file=self._experts.file_of(digest))
+            for digest, contribution in chosen.items()
+        ]
+        routing = RoutingPolicy.of(self._home.charter.routing)
+        composite = self._existing(members, routing) or self._new(members, routing, progress)
+        try:
+            self._home.ledger.append(lambda standing: self._record(composite.manifest, standing))
+        except AssemblyError:
+            shutil.rmtree(composite.path, ignore_errors=True)
+            raise
+        return composite
+
+    def _existing(self, members: Sequence["Member"], routing: RoutingPolicy) -> "Composite | None":
+        """The composite of these members if it is here and whole."""
+        from motet.coordinator.assembly import Composite
+
+        wanted = [(member.name, member.contribution) for member in members]
+        for digest, manifest in self.manifests().items():
+            has = [(member.name, member.contribution) for member in manifest.members]
+            if (has, manifest.routing, manifest.anchor) == (wanted, routing, self._home.charter.anchor.digest):
+                folder = self.folder_of(digest)
+                try:
+                    return Composite(path=folder, manifest=verify_composite(folder))
+                except AssemblyError as error:
+                    aside = folder.with_name(f"damaged-{folder.name[:16]}-{secrets.token_hex(4)}")
+                    folder.rename(aside)
+                    _log.warning("%s; it is assembled anew, and %s can be removed", error, aside)
+        return None
+
+    def _new(self, members: Sequence["Member"], routing: RoutingPolicy, progress: Progress | None) -> "Composite":
+        from motet.coordinator.assembly import Composite, assemble
+
+        name = hex_of(digest_of([member.contribution for member in members]))
+        building = self._home.composites_directory / f"set-{name}"
+        made = assemble(self._home.anchor, members, routing, building, progress=progress)
+        place = self.folder_of(made.digest)
+        with storage_errors(place):
+            if place.exists():  # without a readable manifest, or it would have been found
+                place.rename(place.with_name(f"damaged-{place.name[:16]}-{secrets.token_hex(4)}"))
+            made.path.rename(place)
+            sync_directory(place.parent)
+        return Composite(path=place, manifest=made.manifest)
+
+    def _record(self, manifest: CompositeManifest, standing: Standing) -> Draft | LedgerEntry:
+        """Under the ledger's lock, so that no entry follows a tombstone and still speaks of the one who left."""
+        members = {member.name: member.contribution for member in manifest.members}
+        if gone := sorted(name for name, contribution in members.items() if contribution in standing.withdrawn):
+            raise AssemblyError(f"{gone[0]} was withdrawn while its composite was assembled; assemble again without it")
+        if entry := self._home.ledger.find("composite", manifest.digest):
+            return entry
+        return Draft(kind="composite", subject=manifest.digest, body={"members": members})
