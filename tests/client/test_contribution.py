@@ -238,3 +238,16 @@ def test_packing_refuses_what_is_not_finite(make_home) -> None:
     with pytest.raises(ExpertError, match="finite"):
         pack(made, material, home)
     assert packed_contributions(home) == []
+
+
+@pytest.mark.parametrize("word", ["medicine", "sha256:../../keys", "sha256:" + "A" * 64, ""])
+def test_a_digest_that_is_none_is_named(make_home, word: str) -> None:
+    from motet.client.evaluation import pull
+
+    home = make_home()
+    with pytest.raises(ConfigurationError, match=r"digest|pattern"):
+        pull(home, word)
+    with pytest.raises(ConfigurationError, match=r"digest|pattern"):
+        sign_withdrawal(home, word)
+    with pytest.raises(ConfigurationError, match="at most 500"):
+        sign_withdrawal(home, "sha256:" + "0" * 64, reason="x" * 501)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from motet.client.owner import OwnerHome, read_signed
 from motet.client.packing import Packed
 from motet.client.spool import Spool
@@ -20,7 +22,7 @@ from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Withdrawal
 from motet.protocols.control import Phase
-from motet.protocols.documents import Strict
+from motet.protocols.documents import Strict, first_problem
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.jobs import contribution_of
 from motet.protocols.receipts import Receipt
@@ -165,10 +167,17 @@ def rides_flower(home: OwnerHome, packed: Packed) -> bool:
 
 
 def sign_withdrawal(home: OwnerHome, contribution: str, *, reason: str | None = None) -> Signed:
-    """The owner's signed word that a contribution is taken back; canonical bytes of it make the file to carry."""
-    withdrawal = Withdrawal(
-        charter=home.charter.digest, contribution=contribution, owner=home.key.public, reason=reason
-    )
+    """The owner's signed word that a contribution is taken back; canonical bytes of it make the file to carry.
+
+    Raises:
+        ConfigurationError: `contribution` is no digest, or the reason is too long.
+    """
+    try:
+        withdrawal = Withdrawal(
+            charter=home.charter.digest, contribution=contribution, owner=home.key.public, reason=reason
+        )
+    except ValidationError as error:
+        raise ConfigurationError(f"cannot withdraw: {first_problem(error)}; correct it and try again") from error
     return seal(withdrawal, home.key)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from motet.client.owner import OwnerConfig, OwnerHome, read_signed
+from motet.client.owner import OwnerConfig, OwnerHome, read_signed, require_licence
 from motet.protocols.canonical import write_atomically
 from motet.protocols.charter import Charter
 from motet.protocols.documents import first_problem
@@ -59,27 +59,34 @@ def join(
         confirm: answers a question.
 
     Raises:
-        ConfigurationError: a file or setting cannot be used, or the key was not agreed to.
+        ConfigurationError: a file or setting cannot be used, the charter does not accept the licence, or the key was
+            not agreed to.
         SignatureError: the charter's signature does not hold, or is another coordinator's.
     """
     signed = read_signed(charter_file, "charter")
     charter = signed.open(Charter, by=coordinator)
-    if coordinator is None and not confirm(
-        f"{charter.name} is signed by {charter.coordinator}. Did the coordinator tell you this key?"
-    ):
-        raise ConfigurationError("the coordinator's key was not agreed to; ask for it, then use --coordinator KEY")
     document: dict[str, Any] = {
         "name": name,
         "coordinator": signed.key,
-        "data": {"files": [str(Path(pattern).absolute()) for pattern in files]},
+        "data": {"files": [str(Path(pattern).expanduser().absolute()) for pattern in files]},
         "terms": {key: value for key, value in terms.items() if value is not None},
     }
     for setting in settings:
         _place(document, setting)
-    home = OwnerHome.create(directory.absolute(), _config(document), signed)
+    config = _config(document)
+    require_licence(config, charter)
+    if coordinator is None:
+        _agree(charter, confirm)
+    home = OwnerHome.create(directory.absolute(), config, signed)
     request = home.path / REQUEST_FILE
     write_atomically(request, home.join_request().canonical())
     return Joined(owner=home.key.public, charter=charter.digest, request=request)
+
+
+def _agree(charter: Charter, confirm: Callable[[str], bool]) -> None:
+    question = f"{charter.name} is signed by {charter.coordinator}. Did the coordinator tell you this key?"
+    if not confirm(question):
+        raise ConfigurationError("the coordinator's key was not agreed to; ask for it, then use --coordinator KEY")
 
 
 def _config(document: dict[str, Any]) -> OwnerConfig:

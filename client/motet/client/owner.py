@@ -14,17 +14,18 @@ home = OwnerHome.load(Path("owner"))                               # everything 
 home.join_request()                                                # signed, binds the Flower key
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from motet.client.keys import flower_public_key, owner_key
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.charter import Charter
-from motet.protocols.contribution import JoinRequest, Terms
+from motet.protocols.contribution import RESERVED_NAMES, JoinRequest, Terms
 from motet.protocols.documents import Name, PublicKey, Strict, first_problem, read_toml
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.signing import Signed, SigningKey, seal
@@ -108,6 +109,13 @@ class OwnerConfig(Strict):
     training: TrainingConfig = TrainingConfig()
     contribution: ContributionConfig = ContributionConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED_NAMES:
+            raise ValueError(f"'{value}' names a row or a column of every report; choose another name")
+        return value
+
     @classmethod
     def from_toml(cls, path: Path) -> Self:
         """Read `owner.toml`.
@@ -169,15 +177,6 @@ class OwnerHome:
             key=SigningKey.load(path / "keys" / "owner.pem"),
         )
 
-    def require_terms(self) -> None:
-        """Raises ConfigurationError when the charter admits no expert under the licence in owner.toml."""
-        accepted, offered = self.charter.experts.licences, self.config.terms.licence
-        if accepted and offered not in accepted:
-            raise ConfigurationError(
-                f"saw licence {offered!r} under [terms] in {self.path / CONFIG_FILE}, wanted one that the charter "
-                f"accepts: {', '.join(accepted)}; choose one of them, or do not train for this federation"
-            )
-
     def join_request(self) -> Signed:
         """The signed wish to be enrolled: it binds the Flower key to the owner's."""
         request = JoinRequest(
@@ -214,12 +213,22 @@ class OwnerHome:
         return self.path / "outbox"
 
     def contribution(self, digest: str) -> Path:
-        """The folder of one packed contribution."""
-        return self.outbox / hex_of(digest)
+        """The folder of one packed contribution. Raises ConfigurationError when `digest` is none."""
+        return self.outbox / _file_name(digest)
 
     def composite(self, digest: str) -> Path:
-        """The folder that a composite is fetched into."""
-        return self.path / "composites" / hex_of(digest)
+        """The folder that a composite is fetched into. Raises ConfigurationError when `digest` is none."""
+        return self.path / "composites" / _file_name(digest)
+
+
+def require_licence(config: OwnerConfig, charter: Charter) -> None:
+    """Raises ConfigurationError when the charter admits no expert under the licence that the owner offers."""
+    accepted, offered = charter.experts.licences, config.terms.licence
+    if accepted and offered not in accepted:
+        raise ConfigurationError(
+            f"saw the licence {offered!r}, wanted one that the charter accepts: {', '.join(accepted)}; choose one of "
+            "them under [terms] in owner.toml (`motet join --licence`)"
+        )
 
 
 def _verified(charter: Signed, config: OwnerConfig) -> Charter:
@@ -230,6 +239,13 @@ def _verified(charter: Signed, config: OwnerConfig) -> Charter:
             "ask the coordinator for the right one"
         )
     return rules
+
+
+def _file_name(digest: str) -> str:
+    """A digest as a file name; it may have been typed by a person."""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise ConfigurationError(f"saw {digest!r}, wanted a digest: sha256: and 64 hexadecimal digits; copy it whole")
+    return hex_of(digest)
 
 
 def read_signed(path: Path, kind: str) -> Signed:

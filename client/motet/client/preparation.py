@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from motet.client.data import Corpus, load_corpus, load_public
-from motet.client.owner import OwnerHome
+from motet.client.owner import OwnerHome, require_licence
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics, measure
@@ -91,7 +91,7 @@ def prepare(home: OwnerHome) -> Material:
         ConfigurationError: the charter does not accept the terms in owner.toml.
     """
     torch.set_num_threads(home.config.training.threads)
-    home.require_terms()
+    require_licence(home.config, home.charter)
     anchor = open_anchor(home)
     corpus, public = load_texts(home)
     own = _own_statistics(anchor, corpus, home.work / "statistics")
