@@ -2,11 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motet.protocols.errors import AdmissionRefused
 from motet.protocols.output import Json, note, progress_line, show
+
+if TYPE_CHECKING:
+    from motet.client.contribute import Sent
 
 Home = Annotated[Path, typer.Option("--dir", help="The owner's home.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -99,13 +103,13 @@ def work(
     directory: Home,
     part: Annotated[Part, typer.Argument(help="Which of the owner's processes to run.")] = Part.ALL,
     once: Annotated[bool, typer.Option(help="For worker: end when nothing is queued.")] = False,
-    superlink: Annotated[str | None, typer.Option(help="For supernode: host:port instead of the charter's.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="host:port of the SuperLink instead of the charter's.")] = None,
 ) -> None:
     """Run the owner's side: the SuperNode that takes wishes, and the worker that fulfils them."""
     from motet.client import operations
 
     if part is Part.ALL:
-        operations.run_all(directory, announce=note)
+        operations.run_all(directory, superlink=superlink, announce=note)
     elif part is Part.WORKER:
         operations.run_worker(directory, once=once, announce=note)
     else:
@@ -139,13 +143,18 @@ def contribute(
         show({"contribution": packed.digest, "file": str(written)}, as_json=as_json, lines=[f"wrote {written}"])
         return
     sent = contributing.contribute(home, packed, progress=progress_line("sending"))
+    _show_sent(packed.digest, sent, as_json=as_json)
+
+
+def _show_sent(contribution: str, sent: "Sent | None", *, as_json: bool) -> None:
+    """What came of sending; ends with the exit code of a refusal if it is one."""
     if sent is None:
         line = "agreed; Flower carries it when the coordinator asks"
-        show({"contribution": packed.digest, "status": "offered"}, as_json=as_json, lines=[line])
+        show({"contribution": contribution, "status": "offered"}, as_json=as_json, lines=[line])
         return
     verdict = sent.verdict
     value = {
-        "contribution": packed.digest,
+        "contribution": contribution,
         "status": verdict.status,
         "reason": verdict.reason,
         "sent_bytes": sent.sent_bytes,
@@ -153,7 +162,7 @@ def contribute(
     why = f": {verdict.message}" if verdict.message else ""
     show(value, as_json=as_json, lines=[f"{verdict.status}, ledger entry {verdict.sequence}{why}"])
     if verdict.status != "admitted":
-        raise typer.Exit(11)
+        raise typer.Exit(AdmissionRefused.exit_code)
 
 
 def withdraw(

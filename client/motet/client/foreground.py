@@ -4,20 +4,18 @@ plan = plan_training(home)                # what would happen, before anything d
 packed = train_now(home, announce=print)  # resumes where it was interrupted
 """
 
-import signal
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.client.data import load_corpus
-from motet.client.owner import OwnerHome
+from motet.client.owner import OwnerHome, require_licence
 from motet.client.packing import Packed
-from motet.client.preparation import fetch_anchor, open_anchor
+from motet.client.preparation import fetch_anchor, load_texts, open_anchor
 from motet.client.spool import Spool
-from motet.client.worker import make_contribution
-from motet.protocols.errors import TrainingError
+from motet.client.worker import make_contribution, stopped_by_signals
 
 _TELL_SECONDS = 2.0
 
@@ -52,10 +50,10 @@ class TrainingPlan:
 def plan_training(directory: Path) -> TrainingPlan:
     """Check the text and the anchor, and say what training would mean; raises what training would raise."""
     home = OwnerHome.load(directory.absolute())
+    require_licence(home.config, home.charter)
     fetch_anchor(home)
-    corpus, settings = load_corpus(home.config.data, home.path), home.config.training
-    shapes = [tensor.shape for tensor in open_anchor(home).ffn().values()]
-    parameters = sum(shape.numel() for shape in shapes)
+    (corpus, _), settings = load_texts(home), home.config.training
+    parameters = sum(math.prod(spec.shape) for spec in open_anchor(home).manifest.ffn())
     per_step = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
     return TrainingPlan(
         documents=len(corpus.train),
@@ -68,15 +66,15 @@ def plan_training(directory: Path) -> TrainingPlan:
 
 
 def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:
-    """Measure, train and pack; SIGINT and SIGTERM keep a checkpoint.
+    """Measure, train and pack; SIGINT and SIGTERM keep a checkpoint, a second one ends the process at once.
 
     Raises:
+        KeyboardInterrupt: it was interrupted; the same call goes on from the checkpoint.
         WorkerBusy: a worker is at it; ask the coordinator, or stop it first.
-        TrainingError: it was interrupted, or the loss is no longer finite.
+        TrainingError: the loss is no longer finite.
         AnchorError, StatisticsError, DataError, TransferError, StorageError: what stands in the way.
     """
     home, stopping = OwnerHome.load(directory.absolute()), threading.Event()
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     spool, told = Spool(home.path), float("-inf")
 
     def report(share: float, line: str) -> None:
@@ -86,12 +84,11 @@ def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:
             announce(f"{100 * share:3.0f} %  {line}")
 
     try:
-        spool.hold()
-        packed = make_contribution(home, report=report, should_stop=stopping.is_set)
+        with stopped_by_signals(stopping):
+            spool.hold()
+            packed = make_contribution(home, report=report, should_stop=stopping.is_set)
     finally:
         spool.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if packed is None:
-        raise TrainingError("interrupted; a checkpoint is kept, run the same command again to go on from it")
+        raise KeyboardInterrupt
     return packed

@@ -4,12 +4,17 @@ run_worker(home); run_supernode(home); run_all(home)
 """
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from motet.client.owner import OwnerHome
 from motet.client.supernode import SuperNode, supervise
+from motet.protocols.errors import FederationError
 from motet.protocols.processes import Troupe
+
+_WATCH_SECONDS = 0.5
 
 Announce = Callable[[str], None]
 
@@ -39,11 +44,44 @@ def run_supernode(directory: Path, *, superlink: str | None = None, announce: An
     return supervise(node.command, node.environment())
 
 
-def run_all(directory: Path, *, announce: Announce) -> None:
-    """The SuperNode as a child, the worker here; a signal ends both."""
+def run_all(directory: Path, *, superlink: str | None = None, announce: Announce) -> None:
+    """The SuperNode as a child, the worker here; a signal ends both, and so does the end of the child.
+
+    Raises:
+        FederationError: the SuperNode's process ended; the message has the end of its log.
+        WorkerBusy, ConfigurationError, SignatureError: as the worker raises them.
+    """
+    from motet.client.worker import run_worker as work
+
     OwnerHome.load(directory)
     command = [sys.executable, "-m", "motet.cli", "work", "supernode", "--dir", str(directory)]
     with Troupe(logs=directory / "logs") as troupe:
-        troupe.start("supernode", command)
-        announce(f"SuperNode's log in {directory / 'logs'}")
-        run_worker(directory, announce=announce)
+        troupe.start("supernode", [*command, *(["--superlink", superlink] if superlink else [])])
+        announce(f"SuperNode's log in {directory / 'logs'}; worker of {directory} waiting for jobs")
+        with _while_well(troupe) as stopping:
+            work(directory.absolute(), stop=stopping)
+
+
+@contextmanager
+def _while_well(troupe: Troupe) -> Iterator[threading.Event]:
+    """An event that is set when a child ends on its own; its FederationError is raised where the block ends."""
+    stopping, over, found = threading.Event(), threading.Event(), list[FederationError]()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            try:
+                troupe.check()
+            except FederationError as error:
+                found.append(error)
+                stopping.set()
+                return
+
+    watcher = threading.Thread(target=watch, name="watch the supernode", daemon=True)
+    watcher.start()
+    try:
+        yield stopping
+    finally:
+        over.set()
+        watcher.join()
+    if found:
+        raise found[0]

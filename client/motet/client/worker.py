@@ -59,7 +59,7 @@ def run_worker(
     OwnerHome.load(home)
     spool = Spool(home)
     try:
-        with _signals(stopping):
+        with stopped_by_signals(stopping):
             while not stopping.is_set():
                 job = spool.claim()
                 if job is not None:
@@ -182,7 +182,7 @@ class _JobRun:
 
 
 @contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
+def stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
     """While open, SIGTERM and SIGINT set `stopping`; a second one ends the process the usual way."""
     if threading.current_thread() is not threading.main_thread():
         yield

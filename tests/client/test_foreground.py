@@ -1,0 +1,81 @@
+"""Training in the foreground: what it will be, that it is the worker's, and how it is interrupted."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from motet.client.foreground import plan_training, train_now
+from motet.client.packing import packed_contributions
+from motet.client.spool import Spool
+from motet.client.worker import make_contribution
+from motet.protocols.errors import ConfigurationError, DataError, WorkerBusy
+
+
+def test_the_plan_is_what_happens(make_home) -> None:
+    home = make_home()
+    plan = plan_training(home.path)
+    assert not home.work.exists()
+    packed = train_now(home.path, announce=lambda line: None)
+    record = packed.contribution.training
+    assert (plan.documents, plan.held_out_documents) == (record.documents, record.held_out_documents)
+    assert (plan.steps, plan.tokens) == (record.steps, record.tokens)
+    assert plan.update_bytes == pytest.approx(packed.contribution.update_bytes, rel=0.1)
+    assert plan.as_json()["trained_parameters"] * 2 == plan.update_bytes
+    assert plan.lines()[-1] == "nothing was trained and nothing has left"
+
+
+def test_it_makes_what_the_worker_makes(make_home) -> None:
+    told = list[str]()
+    here = train_now(make_home("here").path, announce=told.append)
+    there = make_contribution(make_home("there"))
+    assert there is not None
+    assert here.contribution.update == there.contribution.update
+    assert told[0].startswith("  0 %")
+
+
+def test_a_plan_names_what_would_stand_in_the_way(make_home) -> None:
+    home = make_home(texts=["only one document"])
+    with pytest.raises(DataError, match="distinct documents"):
+        plan_training(home.path)
+
+
+def test_beside_a_worker_it_does_not_start(make_home) -> None:
+    home = make_home()
+    spool = Spool(home.path)
+    spool.hold()
+    try:
+        with pytest.raises(WorkerBusy):
+            train_now(home.path, announce=lambda line: None)
+    finally:
+        spool.close()
+    assert packed_contributions(home) == []
+
+
+def test_an_interrupt_keeps_a_checkpoint_and_gives_everything_back(make_home) -> None:
+    home = make_home(training={"steps": 2000, "checkpoint_every": 1000})
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while not (home.work / "statistics").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)  # some steps
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        train_now(home.path, announce=lambda line: None)
+    other.join()
+    assert list((home.work / "training").glob("*/checkpoint-*.safetensors"))
+    assert packed_contributions(home) == []
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not Spool(home.path).worker_alive()
+
+
+def test_a_home_that_is_none_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match=r"owner\.toml"):
+        plan_training(tmp_path)
