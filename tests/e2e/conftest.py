@@ -56,10 +56,11 @@ class Done:
     @property
     def message(self) -> str:
         """The one line that a failed command ends with, without the program's name."""
-        lines = [line for line in self.err.splitlines() if line.startswith("motet: ")]
-        assert len(lines) == 1, self.err
+        assert len(re.findall(r"(?:^|: )motet: ", self.err, re.MULTILINE)) == 1, self.err
         assert "Traceback" not in self.err
-        return lines[0].removeprefix("motet: ")
+        message = re.split(r"(?:^|: )motet: ", self.err, maxsplit=1, flags=re.MULTILINE)[1]
+        assert message.count("\n") == 1, message
+        return message.rstrip("\n")
 
 
 def line_of(*arguments: object) -> list[str]:
@@ -188,6 +189,9 @@ def join(stage: Stage, name: str, data: Path, *settings: str) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """Two owners enrolled and trained, their contributions in the outbox and as files; nothing admitted yet."""
+    import torch
+
+    torch.set_num_threads(1)
     text = QUICKSTART / "text"
     stage = found(
         tmp_path_factory.mktemp("trained") / "stage",
@@ -213,18 +217,19 @@ def gathered(trained: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 @pytest.fixture(scope="session")
 def wide(make_anchor: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """One owner with an update of nine megabytes, enough to be cut in the middle; a proxy stands before the server."""
+    """One owner with an update of eight megabytes, enough to be cut in the middle; a proxy stands before the server."""
     from motet.client.data import load_public
     from motet.moe.anchor import STATISTICS_FILE, Anchor
     from motet.moe.statistics import measure
 
     folder = tmp_path_factory.mktemp("wide")
-    anchor = make_anchor(folder / "anchor", hidden_size=64, intermediate_size=12000)
+    anchor = make_anchor(folder / "anchor", hidden_size=32, intermediate_size=20000)
     public = QUICKSTART / "text" / "public.jsonl"
-    measure(Anchor.load(anchor), load_public(public).train[:50]).save(anchor / STATISTICS_FILE)
+    measure(Anchor.load(anchor), load_public(public).train[:6]).save(anchor / STATISTICS_FILE)
     proxy, server = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     stage = found(folder / "stage", anchor, public, data_plane=proxy, listen=server)
-    home = join(stage, "medicine", QUICKSTART / "text" / "medicine.jsonl", *SHORT, "--set", "training.steps=1")
+    few = ("--set", "training.steps=1", "--set", "data.max_bytes=12000", "--set", "data.held_out_share=0.3")
+    home = join(stage, "medicine", QUICKSTART / "text" / "medicine.jsonl", *SHORT, *few)
     motet("train", "--dir", home)
     return stage
 
@@ -264,6 +269,7 @@ class Proxy:
         try:
             yield self
         finally:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which would keep the port
             listener.close()
             self.cut()
 

@@ -1,0 +1,419 @@
+"""Bad input at the command line: an exit code, one message that names the next step, and nothing lost."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from motet.protocols.contribution import Contribution
+from motet.protocols.signing import Signed, SigningKey, seal
+
+pytestmark = pytest.mark.slow
+
+
+def key_of(home: Path) -> SigningKey:
+    return SigningKey.load(home / "keys" / "owner.pem")
+
+
+def forge(stage, of: str, *, change: Callable[[dict], None] | None = None, **fields: object) -> Path:
+    """A file that the owner signed, whose manifest or tensors are not as they should be."""
+    from safetensors.torch import load_file, save_file
+
+    from motet.protocols.canonical import file_digest
+    from motet.protocols.container import write_container
+
+    outbox, update = stage.outbox(of), stage.root / "forged.safetensors"
+    shutil.copyfile(outbox / "update.safetensors", update)
+    if change is not None:
+        tensors = load_file(update)
+        change(tensors)
+        save_file(tensors, update)
+    manifest = Signed.parse((outbox / "contribution.json").read_bytes()).open(Contribution)
+    described = {"update": file_digest(update), "update_bytes": update.stat().st_size}
+    signed = seal(manifest.model_copy(update=described | fields), key_of(stage.owner(of)))
+    write_container(stage.root / "forged.motet", signed, update)
+    return stage.root / "forged.motet"
+
+
+def one_tensor(tensors: dict) -> str:
+    return next(name for name in sorted(tensors) if name.endswith("gate_proj.weight"))
+
+
+def poison(tensors: dict) -> None:
+    tensors[one_tensor(tensors)][0, 0] = float("nan")
+
+
+def crop(tensors: dict) -> None:
+    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)][1:].clone()
+
+
+def widen(tensors: dict) -> None:
+    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)].float()
+
+
+def drop(tensors: dict) -> None:
+    del tensors[one_tensor(tensors)]
+
+
+def add(tensors: dict) -> None:
+    tensors["model.embed_tokens.weight"] = tensors[one_tensor(tensors)].clone()
+
+
+def escape(tensors: dict) -> None:
+    tensors["../../etc/passwd"] = tensors[one_tensor(tensors)].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (poison, "not-finite"),
+        (crop, "wrong-shape"),
+        (widen, "wrong-dtype"),
+        (drop, "missing-tensor"),
+        (add, "extra-tensor"),
+        (escape, "malformed"),
+    ],
+)
+def test_a_wrong_update_is_refused_recorded_and_does_no_harm(trained, on_stage, change, reason) -> None:
+    stage = on_stage(trained)
+    paper = stage.root / "receipt.json"
+    forged = forge(stage, "medicine", change=change, version=2)
+    refused = stage.here("admit", forged, "--dir", stage.coordinator, "--receipt", paper, "--json", code=11)
+    receipt = json.loads(json.loads(paper.read_bytes())["payload"])
+    assert (refused.json["status"], receipt["reason"]) == ("refused", reason)
+    assert "wanted" in receipt["message"]
+    assert not list((stage.coordinator / "store" / "experts").iterdir())
+    assert [kind for kind, _ in stage.ledger()][-1] == "refused"
+    stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator)
+
+
+def test_a_refused_file_says_why_to_people_too(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    refused = stage.motet("admit", forge(stage, "medicine", change=poison), "--dir", stage.coordinator, code=11)
+    assert "not-finite" in refused.out
+    assert "train again" in refused.out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("charter", "sha256:" + "1" * 64, "wrong-charter"),
+        ("anchor", "sha256:" + "1" * 64, "wrong-anchor"),
+        ("name", "surgery", "wrong-name"),
+    ],
+)
+def test_a_manifest_for_something_else_is_refused(trained, on_stage, field, value, reason) -> None:
+    stage = on_stage(trained)
+    refused = stage.here("admit", forge(stage, "medicine", **{field: value}), "--dir", stage.coordinator, code=11)
+    assert reason in refused.message
+    assert "wanted" in refused.message
+
+
+def test_an_older_version_is_a_replay(gathered, on_stage) -> None:
+    stage = on_stage(gathered)
+    stage.here("admit", forge(stage, "medicine", version=7), "--dir", stage.coordinator)
+    replayed = stage.here("admit", forge(stage, "medicine", version=6), "--dir", stage.coordinator, code=11)
+    assert "replayed" in replayed.message
+    assert "version 6, wanted one above 7" in replayed.message
+
+
+def test_strangers_are_turned_away_without_a_trace(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    before = stage.ledger()
+    (stage.owner("medicine") / "keys" / "owner.pem").unlink()
+    SigningKey.generate().save(stage.owner("medicine") / "keys" / "owner.pem")
+    manifest = Signed.parse((stage.outbox("medicine") / "contribution.json").read_bytes()).open(Contribution)
+    stranger = key_of(stage.owner("medicine")).public
+    assert stranger != manifest.owner
+    refused = stage.here("admit", forge(stage, "medicine", owner=stranger), "--dir", stage.coordinator, code=11)
+    assert "not enrolled; send the join request" in refused.message
+    assert stage.ledger() == before
+
+
+def test_an_owner_who_is_not_enrolled_yet_hears_so_over_the_data_plane(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    home = stage.owner("late")
+    data = ("--data", stage.owner("medicine") / "owner.toml", "--licence", "CC0-1.0")
+    stage.here("join", stage.coordinator / "charter.signed.json", "--dir", home, "--name", "late", *data, "--yes")
+    stage.serve()
+    refused = stage.here("train", "--dir", home, code=9)
+    assert "not enrolled" in refused.message
+
+
+def tamper(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path, offset: int) -> None:
+    path.write_bytes(path.read_bytes()[:offset])
+
+
+@pytest.mark.parametrize(("harm", "offset", "code"), [(tamper, -5000, 11), (cut, -5000, 4), (cut, 100, 4)])
+def test_a_damaged_file_is_refused_and_the_good_one_admitted(trained, on_stage, harm, offset, code) -> None:
+    stage = on_stage(trained)
+    good = stage.file("medicine").read_bytes()
+    harm(stage.file("medicine"), offset)
+    refused = stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator, code=code)
+    assert "again" in refused.err + refused.out
+    stage.file("medicine").write_bytes(good)
+    stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator)
+
+
+def test_an_update_that_changed_in_the_outbox_is_not_sent(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    stage.serve()
+    tamper(stage.outbox("medicine") / "update.safetensors", -5000)
+    changed = stage.here("contribute", "--dir", stage.owner("medicine"), "--yes", code=9)
+    assert "pack and sign the contribution again" in changed.message
+    cut(stage.outbox("medicine") / "update.safetensors", -5000)
+    assert "again" in stage.here("contribute", "--dir", stage.owner("medicine"), "--yes", code=9).message
+
+
+def test_a_withdrawal_of_somebody_elses_contribution_is_refused(gathered, on_stage) -> None:
+    stage = on_stage(gathered)
+    digest, paper = f"sha256:{stage.outbox('medicine').name}", stage.root / "tombstone.json"
+    stage.here("withdraw", digest, "--dir", stage.owner("mathematics"), "--to", paper, "--yes")
+    refused = stage.here("admit", paper, "--dir", stage.coordinator, code=11)
+    assert "its owner can withdraw it" in refused.message
+    assert "withdrawn" not in [kind for kind, _ in stage.ledger()]
+
+
+def test_no_file_and_a_file_of_something_else(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    missing = stage.motet("admit", stage.root / "no.motet", "--dir", stage.coordinator, code=4)
+    assert "check the name" in missing.message
+    assert (
+        "wanted"
+        in stage.here("admit", stage.owner("medicine") / "owner.toml", "--dir", stage.coordinator, code=4).message
+    )
+    charter = stage.coordinator / "charter.signed.json"
+    assert "wanted a join request" in stage.here("admit", charter, "--dir", stage.coordinator, code=4).message
+
+
+def test_a_wrong_anchor_is_found_before_training(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    shutil.rmtree(stage.outbox("medicine"))
+    tamper(stage.owner("medicine") / "anchor" / "model.safetensors", -100)
+    wrong = stage.here("train", "--dir", stage.owner("medicine"), code=5)
+    assert "wanted sha256:" in wrong.message
+    cut(stage.owner("medicine") / "anchor" / "model.safetensors", 1000)
+    assert "fetch it again" in stage.here("train", "--dir", stage.owner("medicine"), code=5).message
+    shutil.copytree(stage.coordinator / "anchor", stage.owner("medicine") / "anchor", dirs_exist_ok=True)
+    stage.here("train", "--dir", stage.owner("medicine"))
+
+
+def set_files(home: Path, *files: Path, **settings: str) -> None:
+    """Let owner.toml name other data."""
+    import tomllib
+
+    import tomli_w
+
+    owner = tomllib.loads((home / "owner.toml").read_text())
+    owner["data"] |= {"files": [str(file) for file in files]} | settings
+    (home / "owner.toml").write_text(tomli_w.dumps(owner))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing-*.jsonl", None, "correct [data] files"),
+        ("empty.jsonl", b"", "name files with documents"),
+        ("blank.jsonl", b'{"text": "  "}\n', "name files with documents"),
+        ("latin.jsonl", '{"text": "caf\u00e9"}\n'.encode("latin-1"), "UTF-8"),
+        ("latin.txt", "caf\u00e9".encode("latin-1"), "UTF-8"),
+        ("other.jsonl", b'{"body": "a"}\n', "set text_field"),
+        ("number.jsonl", b'{"text": 3}\n', "wanted text"),
+        ("broken.jsonl", b'{"text": "a"\n', "mend it"),
+        ("one.jsonl", b'{"text": "a single document"}\n', "give more documents"),
+    ],
+)
+def test_data_that_cannot_be_used(trained, on_stage, name: str, content: bytes | None, says: str) -> None:
+    stage = on_stage(trained)
+    file = stage.root / name
+    if content is not None:
+        file.write_bytes(content)
+    set_files(stage.owner("medicine"), file)
+    for options in ((), ("--dry-run",)):
+        assert says in stage.here("train", "--dir", stage.owner("medicine"), *options, code=6).message
+
+
+def test_unknown_and_empty_expert_sets(gathered, on_stage) -> None:
+    import torch
+
+    from motet.moe import MotetForCausalLM
+    from motet.protocols.errors import ExpertSetError
+
+    stage = on_stage(gathered)
+    for option in ((), ("--dry-run",)):
+        unknown = stage.here("assemble", "--dir", stage.coordinator, "--without", "nobody", *option, code=14)
+        assert "only mathematics, medicine" in unknown.message
+        assert "name one of them" in unknown.message
+    made = stage.here("assemble", "--dir", stage.coordinator, "--no-stock", "--json").json
+    model = MotetForCausalLM.from_pretrained(made["path"])
+    tokens = torch.tensor([[1, 2, 3]])
+    for wrong in (["nobody"], [], [[]]):
+        with pytest.raises(ExpertSetError, match=r"wanted|name|has anchor"):
+            model(tokens, expert_sets=wrong)
+        with pytest.raises(ExpertSetError):
+            model.generate(tokens, expert_sets=wrong, max_new_tokens=1)
+
+
+def test_a_port_in_use(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for part in ("data-plane", "superlink"):
+            refused = stage.motet("coordinate", part, "--dir", stage.coordinator, "--listen", taken, code=15)
+            assert taken in refused.message
+            assert "in use" in refused.message
+            assert "choose another" in refused.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train",),
+        ("work", "worker"),
+        ("work", "supernode"),
+        ("work",),
+        ("contribute",),
+        ("withdraw",),
+        ("pull", "sha256:" + "0" * 64),
+        ("eval", "sha256:" + "0" * 64),
+        ("coordinate",),
+        ("coordinate", "data-plane"),
+        ("coordinate", "superlink"),
+        ("coordinate", "run"),
+        ("admit", "x"),
+        ("assemble",),
+        ("report",),
+    ],
+)
+def test_a_directory_that_is_no_home_stays_as_it_was(tmp_path: Path, arguments, trained, on_stage) -> None:
+    stage = on_stage(trained)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    refused = stage.here(*arguments, "--dir", folder, code=3)
+    assert "motet" in refused.message or "make it with" in refused.message
+    assert not list(folder.iterdir())
+    absent = tmp_path / "absent"
+    stage.here(*arguments, "--dir", absent, code=3)
+    assert not absent.exists()
+
+
+def test_a_charter_edited_by_hand_stops_the_coordinator_and_says_so(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    charter = stage.coordinator / "charter.toml"
+    good = charter.read_text()
+    charter.write_text(good.replace('name = "stage"', 'name = "other"'))
+    refused = stage.here("assemble", "--dir", stage.coordinator, code=3)
+    assert "undo the change" in refused.message
+    charter.write_text(good + "\nunknown_key = 1\n")
+    assert "unknown_key" in stage.here("assemble", "--dir", stage.coordinator, code=3).message
+    charter.write_text(good)
+    stage.here("assemble", "--dir", stage.coordinator, "--dry-run")
+
+
+def resigned(path: Path, *, keep_coordinator: bool) -> SigningKey:
+    """Sign the charter with another key."""
+    from motet.protocols.charter import Charter
+
+    key = SigningKey.generate()
+    charter = Signed.parse(path.read_bytes()).open(Charter)
+    named = charter.coordinator if keep_coordinator else key.public
+    path.write_bytes(seal(charter.model_copy(update={"coordinator": named}), key).canonical())
+    return key
+
+
+def test_a_charter_signed_by_another_key(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    resigned(stage.owner("medicine") / "charter.signed.json", keep_coordinator=False)
+    refused = stage.here("train", "--dir", stage.owner("medicine"), code=4)
+    assert "wanted" in refused.message
+    resigned(stage.coordinator / "charter.signed.json", keep_coordinator=True)
+    assert "wanted" in stage.here("assemble", "--dir", stage.coordinator, code=4).message
+
+
+def join(stage, home: Path, *options: object, code: int = 0):
+    charter = stage.coordinator / "charter.signed.json"
+    named = ("--name", "late", "--data", "*.txt", "--licence", "CC0-1.0")
+    return stage.motet("join", charter, "--dir", home, *named, *options, code=code)
+
+
+def test_joining_under_another_coordinators_key_leaves_no_home(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    home = stage.owner("late")
+    wrong = join(stage, home, "--coordinator", SigningKey.generate().public, "--yes", code=4)
+    assert "wanted" in wrong.message
+    assert not home.exists()
+    assert (
+        "ask for it"
+        in stage.motet(
+            *("join", stage.coordinator / "charter.signed.json", "--dir", home, "--name", "late"),
+            *("--data", "x", "--licence", "CC0-1.0"),
+            text="n\n",
+            code=3,
+        ).message
+    )
+    assert not home.exists()
+
+
+def test_joining_twice_keeps_the_first_home(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    home = stage.owner("late")
+    join(stage, home, "--yes")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert "choose another folder" in join(stage, home, "--yes", code=3).message
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_a_name_or_key_that_is_taken_is_not_enrolled(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    home = stage.owner("other")
+    named = ("--name", "medicine", "--data", "x", "--licence", "CC0-1.0", "--yes")
+    stage.motet("join", stage.coordinator / "charter.signed.json", "--dir", home, *named)
+    taken = stage.motet("admit", home / "join-request.json", "--dir", stage.coordinator, code=11)
+    assert "choose another name" in taken.message
+    for wrong in ("Anchor", "anchor", "a b"):
+        stage.motet(
+            *("join", stage.coordinator / "charter.signed.json", "--dir", stage.owner("x"), "--name", wrong),
+            *("--data", "x", "--licence", "CC0-1.0", "--yes"),
+            code=3,
+        )
+    assert not stage.owner("x").exists()
+
+
+@pytest.mark.parametrize("setting", ["training.steps=0", "training.stepz=3", "steps=3", "data=3", "training.steps"])
+def test_settings_that_owner_toml_does_not_know(trained, on_stage, setting: str) -> None:
+    stage = on_stage(trained)
+    refused = join(stage, stage.owner("late"), "--yes", "--set", setting, code=3)
+    assert setting.partition("=")[0].rpartition(".")[2] in refused.message
+    assert not stage.owner("late").exists()
+
+
+def test_init_does_not_touch_a_folder_in_use(trained, on_stage) -> None:
+    stage = on_stage(trained)
+    before = {path: path.read_bytes() for path in stage.coordinator.rglob("*") if path.is_file()}
+    addresses = ("--data-plane", "127.0.0.1:1", "--flower", "127.0.0.1:2")
+    anchor = ("--anchor", stage.coordinator / "anchor", "--public-text", stage.coordinator / "anchor" / "public.jsonl")
+    again = stage.motet("init", stage.coordinator, "--name", "again", *anchor, *addresses, code=3)
+    assert "choose another one" in again.message
+    assert {path: path.read_bytes() for path in stage.coordinator.rglob("*") if path.is_file()} == before
+
+
+def test_a_demo_does_not_replace_what_is_no_demo(tmp_path: Path, trained, on_stage) -> None:
+    stage = on_stage(trained)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    refused = stage.motet("demo", "--dir", tmp_path / "precious", code=3)
+    assert "name another folder" in refused.message
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+    file = tmp_path / "file"
+    file.touch()
+    stage.motet("demo", "--dir", file, code=3)
+    assert file.exists()
