@@ -10,14 +10,14 @@ from motet.client.desk import Desk
 from motet.client.owner import DataConfig, OwnerConfig, OwnerHome
 from motet.client.spool import Spool
 from motet.coordinator.conduct import Run
-from motet.coordinator.gather import Answer, Order, Policy
+from motet.coordinator.gather import Answer, Order, Peer, Policy
 from motet.coordinator.run_record import RunRecord, RunState, read_run
 from motet.protocols.canonical import bytes_digest, digest_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
-from motet.protocols.control import EvaluateRequest, JobState
+from motet.protocols.control import EvaluateRequest, JobState, OwnerStatus, TrainRequest
 from motet.protocols.errors import FederationError, MotetError
-from motet.protocols.jobs import Request, StatusQuery
+from motet.protocols.jobs import MAX_SEEN, InlineUpdate, Request, StatusQuery, job_id
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
 
@@ -91,6 +91,8 @@ class Owner:
     transport: str = "data-plane"
     fails: str = ""
     """Why training fails; nothing if it does not."""
+    sends: bytes = b""
+    """What an inline answer carries in place of the manifest; nothing for the manifest."""
     signer: SigningKey | None = None
     ran: list[str] = field(default_factory=list)
     away: int = 0
@@ -171,6 +173,8 @@ class Town:
         desk = Desk.open(host.home.path, owner)
         if isinstance(document, StatusQuery):
             status, inline = desk.answer(document.model_copy(update={"wait_seconds": 0.0}))
+            if inline is not None and host.sends:
+                inline = InlineUpdate(manifest=host.sends, update=inline.update)
         else:
             status, inline = desk.submit(document), None
         host.work()
@@ -246,6 +250,63 @@ def test_a_refused_update_is_answered_and_left_out(town: Town) -> None:
     assert code.ran == ["train"]
     (receipt,) = code.home.outbox.glob("*/receipt.json")
     assert Signed.parse(receipt.read_bytes()).open(Receipt).message == "saw NaN"
+
+
+def test_an_owner_who_sends_rubbish_inline_stops_nobody(town: Town) -> None:
+    medicine = town.settle("medicine")
+    town.settle("code", transport="flower", sends=b"no manifest")
+    assert town.play().phase == "done"
+    assert town.books.reports == ["medicine"]
+    (manifest,) = medicine.home.outbox.glob("*/contribution.json")
+    town.settle("law", transport="flower", sends=manifest.read_bytes())
+    assert town.play().phase == "done"
+    assert town.books.active.keys() == {medicine.home.key.public}
+
+
+def test_an_owner_with_very_many_jobs_is_still_asked(town: Town) -> None:
+    owner = town.settle("medicine").home.key.public
+    many = tuple(JobState(id=f"train-{number:016x}", kind="train", state="done", updated=0.0) for number in range(999))
+    status = OwnerStatus(owner=owner, name="medicine", worker_alive=True, jobs=many)
+    peer = Peer(owner=owner, name="medicine", job=job_id(TrainRequest(charter=CHARTER.digest)), status=status)
+    with RunRecord.hold(town.folder / "coordinator", "1") as record:
+        query = Run(federation=town.books, post=town, record=record)._query(peer, Order.STATUS)
+    assert query.seen.keys() == {job.id for job in many[-MAX_SEEN:]}
+
+
+def test_what_was_sent_is_noted_of_admitted_contributions_only(town: Town) -> None:
+    owner = town.settle("medicine").home.key.public
+    town.play()
+    admitted, made_up = town.books.active[owner], digest_of("made up")
+    jobs = tuple(
+        JobState(
+            id=f"train-{digest[7:23]}",
+            kind="train",
+            state="done",
+            updated=0.0,
+            result={"contribution": digest, "sent_bytes": 7},
+        )
+        for digest in (admitted, made_up)
+    )
+    status = OwnerStatus(owner=owner, name="medicine", worker_alive=True, jobs=jobs)
+    home = town.folder / "coordinator"
+    with RunRecord.hold(home, "1") as record:
+        Run(federation=town.books, post=town, record=record)._note_sent(status)
+    assert RunRecord.sent_bytes(home, owner, admitted) == 7
+    assert RunRecord.sent_bytes(home, owner, made_up) is None
+
+
+def test_a_run_whose_members_all_withdraw_ends(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    town.settle("medicine")
+    assemble = town.books.assemble
+
+    def assemble_and_lose_everybody() -> str:
+        digest = assemble()
+        town.books.active.clear()
+        return digest
+
+    monkeypatch.setattr(town.books, "assemble", assemble_and_lose_everybody)
+    with pytest.raises(FederationError, match="every member of the composite has withdrawn"):
+        town.play()
 
 
 def test_a_report_signed_by_another_is_not_kept(town: Town) -> None:

@@ -32,8 +32,8 @@ from motet.coordinator.gather import (
 from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState
 from motet.protocols.contribution import JoinRequest
 from motet.protocols.control import EvaluateRequest, OwnerStatus, TrainRequest
-from motet.protocols.errors import FederationError, MotetError
-from motet.protocols.jobs import InlineUpdate, Request, StatusQuery, contribution_of, job_id, report_of
+from motet.protocols.errors import AdmissionRefused, DocumentError, FederationError, MotetError
+from motet.protocols.jobs import MAX_SEEN, InlineUpdate, Request, StatusQuery, contribution_of, job_id, report_of
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
 
@@ -136,6 +136,8 @@ class Run:
                 self._take(answer, request)
             self._look_around(job_id(request))
             self._tell(phase)
+            if self.composite is not None and not self.peers:
+                raise FederationError("every member of the composite has withdrawn; start another run for the others")
             verdict = judge(self.peers.values(), elapsed=time.monotonic() - started, policy=policy)
             for peer in self.peers.values():
                 self._write_to(peer, request, policy)
@@ -161,14 +163,23 @@ class Run:
             self._keep_report(peer, request.composite)
 
     def _note_sent(self, status: OwnerStatus) -> None:
+        """Only of what is admitted: an owner's word must not fill the disk with folders."""
+        admitted = self.federation.admitted().get(status.owner)
         for job in status.jobs:
             contribution, sent = contribution_of(job), (job.result or {}).get("sent_bytes")
-            if contribution is not None and isinstance(sent, int) and sent > 0:
+            if contribution is not None and contribution == admitted and isinstance(sent, int) and sent > 0:
                 self.record.keep_sent(status.owner, contribution, sent)
 
     def _admit(self, peer: Peer, inline: InlineUpdate) -> None:
-        signed = self.federation.admit_inline(inline.manifest, inline.update)
-        receipt = signed.open(Receipt)
+        """Judge an inline update; one that deserves no receipt is its owner's failure, not the run's."""
+        try:
+            signed = self.federation.admit_inline(inline.manifest, inline.update)
+            receipt = signed.open(Receipt)
+            if receipt.owner != peer.owner:
+                raise DocumentError(f"it sent the contribution of {receipt.owner}, wanted its own; contribute again")
+        except (AdmissionRefused, DocumentError) as error:
+            self.peers[peer.owner] = replace(peer, fault=str(error))
+            return
         self.record.keep_receipt(peer.owner, receipt.contribution, signed)
         self.record.keep_sent(peer.owner, receipt.contribution, len(inline.manifest) + len(inline.update))
         if receipt.status != "admitted":
@@ -234,7 +245,7 @@ class Run:
         offered = contribution_of(peer.state) if order is Order.INLINE and peer.state is not None else None
         return StatusQuery(
             charter=self.federation.charter,
-            seen={job.id: job.state for job in peer.status.jobs} if peer.status is not None else {},
+            seen={job.id: job.state for job in peer.status.jobs[-MAX_SEEN:]} if peer.status is not None else {},
             wait_seconds=0 if receipts or offered else LONG_ANSWER_SECONDS,
             inline=offered,
             receipts=receipts,

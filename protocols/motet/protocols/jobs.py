@@ -20,6 +20,8 @@ from motet.protocols.signing import Signed
 Request = TrainRequest | EvaluateRequest
 
 MAX_WAIT_SECONDS = 20.0
+MAX_SEEN = 256
+"""Jobs that a status query can say it knows."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # a result is the owner's word, and digests become file names
 
@@ -29,7 +31,7 @@ class StatusQuery(Document):
 
     schema_: Literal["motet.status-query/1"] = Field("motet.status-query/1", alias="schema")
     charter: Digest
-    seen: dict[str, Phase] = Field(default_factory=dict, max_length=256)
+    seen: dict[str, Phase] = Field(default_factory=dict, max_length=MAX_SEEN)
     """Job id -> state that the coordinator knows already."""
     wait_seconds: float = Field(0.0, ge=0, le=MAX_WAIT_SECONDS)
     """How long the answer may wait for a state that differs from `seen`: starting a ClientApp costs a second of CPU."""
