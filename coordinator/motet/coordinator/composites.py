@@ -1,7 +1,8 @@
 """Making composites on request: what would go in, the native form, and the export for plain transformers.
 
-made = make(federation, without=("news",), stock=True, drop_bias=False)
+made = make(federation, without=("news",), stock=True, drop_bias=True)
 made.summary.path, made.summary.stock_path, made.summary.digest
+made.bias.cost              # what dropping the router's bias costs on public text, in bits per byte
 """
 
 import shutil
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motet.coordinator.federation import Federation
-from motet.protocols.canonical import hex_of
-from motet.protocols.errors import ExpertSetError
+from motet.protocols.canonical import hex_of, storage_errors
+from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.report import CompositeSummary
 
 
@@ -36,38 +37,60 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DroppedBias:
+    """What an export without the router's bias loses: bits per byte of the held-out public text."""
+
+    with_bias: float
+    without_bias: float
+
+    @property
+    def cost(self) -> float:
+        """Bits per byte more than with the bias; negative where the text is better off without."""
+        return round(self.without_bias - self.with_bias, 6)
+
+    def as_json(self) -> dict[str, float]:
+        """The cost as a JSON object."""
+        return {"with_bias": self.with_bias, "without_bias": self.without_bias, "cost": self.cost}
+
+    def line(self) -> str:
+        """The cost for people."""
+        return (
+            f"no bias    {self.without_bias:.4f} bits per byte of public text, {self.with_bias:.4f} with it: "
+            f"dropping it costs {self.cost:+.4f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """A composite and its exports."""
+    """A composite and its export."""
 
     summary: CompositeSummary
+    bias: DroppedBias | None = None
+    """What dropping the router's bias from the export costs; None if it was not dropped."""
 
     def as_json(self) -> dict[str, object]:
-        """The composite as a JSON object."""
-        return self.summary.model_dump(mode="json")
+        """The composite as a JSON object; `dropped_bias` is there if the bias was dropped."""
+        dropped = {} if self.bias is None else {"dropped_bias": self.bias.as_json()}
+        return self.summary.model_dump(mode="json") | dropped
 
     def lines(self) -> list[str]:
         """The composite for people."""
         summary = self.summary
         stock = [f"stock      {summary.stock_path}"] if summary.stock_path else []
+        stock += [self.bias.line()] if self.bias else []
         members = ", ".join(summary.members) or "none: the anchor alone"
         return [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}", *stock]
 
 
 def plan(federation: Federation, without: Sequence[str]) -> Plan:
     """What `make` would assemble; raises ExpertSetError when a name in `without` is nobody's."""
-    active = federation.admitted()
-    names = {contribution.name for contribution in active.values()}
-    if unknown := sorted(set(without) - names):
-        raise ExpertSetError(
-            f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
-        )
-    chosen = {each.name: digest for digest, each in active.items() if each.name not in without}
-    files = [federation.intake.expert_file(digest) for digest in chosen.values()]
-    anchor = sum(path.stat().st_size for path in federation.home.anchor_directory.glob("*.safetensors"))
+    chosen = federation.chosen(without)
+    anchor = federation.home.anchor_manifest
+    expert = sum(spec.nbytes for spec in anchor.ffn())
     return Plan(
-        members=chosen,
+        members={each.name: digest for digest, each in chosen.items()},
         free_bytes=shutil.disk_usage(federation.home.path).free,
-        needed_bytes=anchor + sum(path.stat().st_size for path in files),
+        needed_bytes=sum(tensor.spec.nbytes for tensor in anchor.tensors) + len(chosen) * expert,
     )
 
 
@@ -85,7 +108,7 @@ def make(
         federation: an open one.
         without: names of experts to leave out.
         stock: whether to export as well.
-        drop_bias: leave the router's biases out of the export instead of folding them in.
+        drop_bias: leave the router's biases out of the export instead of folding them in, and score what that costs.
         progress: called with the bytes copied so far and in total.
 
     Raises:
@@ -93,18 +116,20 @@ def make(
     """
     composite = federation.assemble(without, progress=progress)
     exported = _export(federation, composite.path, composite.digest, drop_bias) if stock else None
-    return Made(summary=summary_of(federation, composite.digest, exported))
+    bias = _bias_cost(federation, composite.path, exported) if exported is not None and drop_bias else None
+    return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias)
 
 
-def summary_of(federation: Federation, digest: str, stock: Path | None = None) -> CompositeSummary:
-    """Where a composite and its export lie, and who is in it."""
+def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:
+    """Where a composite and its export lie, and who is in it; the export with the bias unless `stock` is given."""
+    digest = composite.digest
     folder = federation.home.stock_directory / hex_of(digest)
     found = stock or (folder if folder.is_dir() else None)
     return CompositeSummary(
-        path=str((federation.home.composites_directory / hex_of(digest)).absolute()),
-        stock_path=None if found is None else str(found.absolute()),
+        path=str(federation.home.composites_directory / hex_of(digest)),
+        stock_path=None if found is None else str(found),
         digest=digest,
-        members=tuple(member.name for member in federation.composites()[digest].members),
+        members=tuple(member.name for member in composite.members),
     )
 
 
@@ -113,6 +138,25 @@ def _export(federation: Federation, composite: Path, digest: str, drop_bias: boo
 
     out = federation.home.stock_directory / (hex_of(digest) + ("-without-bias" if drop_bias else ""))
     if not out.is_dir():
-        out.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors(out):
+            out.parent.mkdir(exist_ok=True)
         export_stock(composite, out, drop_bias=drop_bias)
     return out
+
+
+def _bias_cost(federation: Federation, composite: Path, exported: Path) -> DroppedBias:
+    """Both forms on the same text: the composite, which has the bias, and its export, which has not."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import motet.moe.composite  # noqa: F401 - registers the native form with the Auto classes
+    from motet.moe.scoring import bits_per_byte, score_windows, windows_of
+
+    tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
+    windows = windows_of(tokenizer, federation.public_held_out(), sequence_length=federation.sequence_length)
+
+    def score(directory: Path) -> float:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        return round(bits_per_byte(score_windows(model, windows)), 6)
+
+    return DroppedBias(with_bias=score(composite), without_bias=score(exported))

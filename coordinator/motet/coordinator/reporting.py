@@ -41,7 +41,7 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
         standard_error={row: {column: _error(scores[column][row]) for column in scores} for row in rows},
         wire=_wire(federation, manifest),
         seconds={},
-        composite=summary_of(federation, digest),
+        composite=summary_of(federation, manifest),
     )
 
 
