@@ -294,3 +294,19 @@ def test_two_threads_with_different_sets(make_composite: MakeComposite, prompts)
         thread.join()
     assert failures == []
     assert not torch.allclose(wanted["math"], wanted["law"], atol=0.1)
+
+
+def test_the_anchor_or_a_composite_may_assist(make_composite: MakeComposite, prompts) -> None:
+    model, how = make_composite(), {"max_new_tokens": 8, "do_sample": False, "expert_sets": ["math"]}
+    alone = model.generate(prompts[:1], **how)
+    assert not torch.equal(alone, model.generate(prompts[:1], **how | {"expert_sets": ["law"]}))
+    for assistant in (anchor_inside(model), make_composite()):
+        assert torch.equal(alone, model.generate(prompts[:1], assistant_model=assistant, **how))
+
+
+def test_a_composite_in_many_files_is_the_same(make_composite: MakeComposite, prompts, tmp_path: Path) -> None:
+    model = make_composite()
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(model, prompts), logits(again, prompts))

@@ -116,8 +116,10 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         rows = self._rows(prompts, kwargs.get("inputs_embeds"))
         chosen = self._mask(rows, expert_mask, expert_sets)
-        if chosen is not None:
+        assistant = kwargs.get("assistant_model")
+        if chosen is not None and (assistant is None or isinstance(assistant, MotetForCausalLM)):
             kwargs["expert_mask"] = chosen  # a tensor, so that generate repeats it along with the prompts
+        # What generate is given it hands to an assistant too, and one without experts (the anchor) refuses a mask.
         with prompts_allow(chosen):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 

@@ -213,9 +213,11 @@ def _window_nats(model: PreTrainedModel, ids: Tensor, labels: Tensor, forward: M
 
 def _summed(nats: Tensor, sizes: Tensor) -> Score:
     """Sums over documents, and the variance of their ratio under resampling with a fixed seed."""
-    draw = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(nats), (RESAMPLES, len(nats)), generator=draw)
-    resampled = nats[chosen].sum(dim=1) / sizes[chosen].sum(dim=1) / math.log(2)
+    draw, ratios = torch.Generator().manual_seed(0), []
+    for _ in range(RESAMPLES):  # one after the other: all at once would take kilobytes for each document
+        chosen = torch.randint(len(nats), (len(nats),), generator=draw)
+        ratios.append(nats[chosen].sum() / sizes[chosen].sum())
+    resampled = torch.stack(ratios) / math.log(2)
     return Score(
         nats=float(nats.sum()),
         bytes=int(sizes.sum()),
