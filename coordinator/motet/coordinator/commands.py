@@ -67,28 +67,39 @@ def coordinate(
     part: Annotated[Part, typer.Argument(help="Which of the coordinator's processes to run.")] = Part.ALL,
     listen: Annotated[str | None, typer.Option(help="host:port to bind; the charter's address if not given.")] = None,
     superlink: Annotated[str | None, typer.Option(help="For run: host:port of the SuperLink on this machine.")] = None,
-    min_owners: Annotated[int, typer.Option(help="For run: owners that must have an admitted expert.")] = 1,
-    gather_seconds: Annotated[float, typer.Option(help="For run: then min-owners suffice; 0 waits for all.")] = 0.0,
-    evaluate_seconds: Annotated[float, typer.Option(help="For run: the same for the evaluation.")] = 0.0,
-    poll_seconds: Annotated[float, typer.Option(help="For run: seconds between questions to an owner.")] = 0.5,
+    min_owners: Annotated[int, typer.Option(min=1, help="Owners that must have an admitted expert.")] = 1,
+    gather_seconds: Annotated[float, typer.Option(min=0, help="Then min-owners suffice; 0 waits for all.")] = 0.0,
+    evaluate_seconds: Annotated[float, typer.Option(min=0, help="The same for the evaluation.")] = 0.0,
+    poll_seconds: Annotated[float, typer.Option(min=0, help="Seconds between two questions to an owner.")] = 0.5,
 ) -> None:
     """Run the coordinator: the SuperLink, the data plane, and a run that gathers, assembles and evaluates."""
     from motet.coordinator import operations
 
+    _require_meant(part, listen, superlink)
+    settings: dict[str, str | int | float] = {
+        "min-owners": min_owners,
+        "gather-seconds": gather_seconds,
+        "evaluate-seconds": evaluate_seconds,
+        "poll-seconds": poll_seconds,
+    }
     if part is Part.ALL:
-        operations.run_all(directory, announce=note)
+        operations.run_all(directory, settings=settings, announce=note)
     elif part is Part.SUPERLINK:
         operations.run_superlink(directory, listen=listen, announce=note)
     elif part is Part.DATA_PLANE:
         operations.run_data_plane(directory, listen=listen, announce=note)
     else:
-        settings: dict[str, str | int | float] = {
-            "min-owners": min_owners,
-            "gather-seconds": gather_seconds,
-            "evaluate-seconds": evaluate_seconds,
-            "poll-seconds": poll_seconds,
-        }
         operations.run_federation(directory, superlink=superlink, settings=settings, announce=note)
+
+
+def _require_meant(part: Part, listen: str | None, superlink: str | None) -> None:
+    """An address that the part has no use for was meant for another one."""
+    if listen is not None and part not in (Part.SUPERLINK, Part.DATA_PLANE):
+        raise typer.BadParameter(
+            f"--listen is for superlink or data-plane, not for {part.value}: start them one by one"
+        )
+    if superlink is not None and part is not Part.RUN:
+        raise typer.BadParameter(f"--superlink is for run, not for {part.value}")
 
 
 def admit(

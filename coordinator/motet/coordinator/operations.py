@@ -1,13 +1,14 @@
 """The coordinator's processes: each part alone, for containers, or all of them under one command.
 
     run_superlink(home); run_data_plane(home); run_federation(home, settings={"min-owners": 3})
-    run_all(home)                             # the three as children, until a signal
+    run_all(home, settings={"min-owners": 3})                # the three as children, until a signal
 
 A run ends when gather, assembly and evaluation are through; SuperLink and data plane go on until a signal.
 """
 
+import ipaddress
+import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -17,13 +18,22 @@ from pathlib import Path
 from motet.coordinator.federation import Federation
 from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
-from motet.coordinator.run_record import RunState, wait_for_run
-from motet.coordinator.service import serve_data_plane
+from motet.coordinator.run_record import OwnerProgress, RunState, wait_for_run
+from motet.coordinator.service import serve_data_plane, set_by_signals
 from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
 
 Announce = Callable[[str], None]
+Settings = Mapping[str, str | int | float]
+"""Over the defaults of the Flower app: "min-owners", "gather-seconds", "evaluate-seconds", "poll-seconds"."""
+
+PATIENCE = 6
+"""How often in a row the SuperLink may fail to answer before a run counts as lost."""
+
 _CHECK_SECONDS = 0.5
+_NO_ANSWER = "unknown"
+
+_log = logging.getLogger(__name__)
 
 
 def run_superlink(directory: Path, *, listen: str | None = None, announce: Announce) -> None:
@@ -40,6 +50,11 @@ def run_superlink(directory: Path, *, listen: str | None = None, announce: Annou
     link = _link(directory, listen)
     _require_free(link.host, link.port)
     announce(f"SuperLink starting on {link.address}")
+    if not _is_loopback(link.host):
+        announce(
+            "other hosts may reach it, and whoever does can start runs on the owners' nodes: let a proxy expose its "
+            "/v1/fleet/ only, as deploy/README.md shows, or say --listen 127.0.0.1:PORT"
+        )
     command, environment = link.command(), link.environment()
     os.execvpe(command[0], command, environment)  # noqa: S606 - our own command
 
@@ -53,12 +68,18 @@ def run_federation(
     directory: Path,
     *,
     superlink: str | None = None,
-    settings: Mapping[str, str | int | float] | None = None,
+    settings: Settings | None = None,
     announce: Announce,
 ) -> RunState:
     """Let the enrolled owners' nodes in, start a run and follow it to its end.
 
     Owners enrolled while it goes on are let in too. Interrupting this leaves the run to the SuperLink.
+
+    Args:
+        directory: the coordinator's home.
+        superlink: host:port of the SuperLink; None is the charter's address.
+        settings: over the app's defaults.
+        announce: told one line for everything new.
 
     Raises:
         FederationError: the SuperLink does not answer, or the run failed.
@@ -66,36 +87,33 @@ def run_federation(
     link = _link(directory, superlink)
     with Federation.open(directory) as federation:
         link.wait_until_ready(lambda: None)
-        registered = dict(federation.flower_keys())
-        link.register_all(registered)
+        known = federation.flower_keys()
+        link.register_all(known)
         run = link.submit(dict(settings or {}))
         announce(f"run {run} started")
-
-        def status() -> str:
-            late = {name: key for name, key in federation.flower_keys().items() if name not in registered}
-            link.register_all(late)
-            registered.update(late)
-            return link.status(run)
-
-        state = wait_for_run(directory, run, status=status, on_change=_Teller(announce))
+        watch = _Watch(link, run, federation.flower_keys, registered=set(known))
+        state = wait_for_run(directory, run, status=watch, on_change=_Teller(announce))
     announce(f"run {run} done, composite {state.composite}")
     return state
 
 
-def run_all(directory: Path, *, announce: Announce) -> None:
+def run_all(directory: Path, *, settings: Settings | None = None, announce: Announce) -> None:
     """All parts as children of this process, until SIGTERM or SIGINT; a part that ends early ends all.
+
+    Args:
+        directory: the coordinator's home.
+        settings: for the run, over the app's defaults.
+        announce: told when all is up, and when the run is through.
 
     Raises:
         FederationError: a part ended early; the message has the end of its log.
     """
     CoordinatorHome(directory).close()
     ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
-    with Troupe(logs=directory / "logs") as troupe:
+    with set_by_signals(ending), Troupe(logs=directory / "logs") as troupe:
         for part in ("superlink", "data-plane"):
             troupe.start(part, _command(part, directory))
-        troupe.start("run", _command("run", directory), may_end=True)
+        troupe.start("run", _command("run", directory, settings or {}), may_end=True)
         announce(f"coordinator running; logs in {directory / 'logs'}; Ctrl-C ends it")
         told = False
         while not ending.wait(_CHECK_SECONDS):
@@ -106,8 +124,16 @@ def run_all(directory: Path, *, announce: Announce) -> None:
             troupe.check()
 
 
-def _command(part: str, directory: Path) -> list[str]:
-    return [sys.executable, "-m", "motet.cli", "coordinate", part, "--dir", str(directory)]
+def _command(part: str, directory: Path, settings: Settings | None = None) -> list[str]:
+    options = [word for name, value in (settings or {}).items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "motet.cli", "coordinate", part, "--dir", str(directory), *options]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _require_free(host: str, port: int) -> None:
@@ -123,13 +149,50 @@ def _require_free(host: str, port: int) -> None:
 
 def _link(directory: Path, address: str | None) -> SuperLink:
     home = CoordinatorHome(directory)
-    try:
-        host, _, port = (address or home.charter.addresses.flower).rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigurationError(f"saw the address {address!r}, wanted host:port")
-        return SuperLink(home=home.path, host=host, port=int(port), tls=home.tls())
-    finally:
-        home.close()
+    wanted = address or home.charter.addresses.flower
+    host, _, port = wanted.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigurationError(f"saw the address {wanted!r}, wanted host:port; name one with --listen or --superlink")
+    return SuperLink(home=home.path, host=host, port=int(port), tls=home.tls())
+
+
+class _Watch:
+    """Asks how a run stands, and first lets in the owners who were enrolled meanwhile.
+
+    Neither an owner whose node is not let in nor a SuperLink too busy to answer ends what the others are doing.
+    """
+
+    def __init__(
+        self, link: SuperLink, run: str, flower_keys: Callable[[], Mapping[str, str]], *, registered: set[str]
+    ) -> None:
+        self._link = link
+        self._run = run
+        self._flower_keys = flower_keys
+        self._registered = registered
+        self._failures = 0
+
+    def __call__(self) -> str:
+        self._let_in()
+        try:
+            status = self._link.status(self._run)
+        except FederationError as error:
+            self._failures += 1
+            if self._failures >= PATIENCE:
+                raise
+            _log.warning("%s; asking again", error)
+            return _NO_ANSWER
+        self._failures = 0
+        return status
+
+    def _let_in(self) -> None:
+        for name, key in self._flower_keys().items():
+            if name not in self._registered:
+                try:
+                    self._link.register(name, key)
+                except FederationError as error:
+                    _log.warning("%s is enrolled, but its node is not let in yet: %s", name, error)
+                else:
+                    self._registered.add(name)
 
 
 class _Teller:
@@ -140,8 +203,14 @@ class _Teller:
         self._told: set[str] = set()
 
     def __call__(self, state: RunState) -> None:
-        lines = [f"{state.phase}: {owner.name} {owner.job or 'not heard of yet'}" for owner in state.owners.values()]
+        lines = [f"{state.phase}: {owner.name} {_word(owner)}" for owner in state.owners.values()]
         for line in [f"phase {state.phase}", *lines]:
             if line not in self._told:
                 self._told.add(line)
                 self._announce(line)
+
+
+def _word(owner: OwnerProgress) -> str:
+    if owner.standing == "failed":
+        return f"failed: {owner.detail}"
+    return owner.job or ("not heard of yet" if owner.connected else "not connected")

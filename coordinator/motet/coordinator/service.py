@@ -54,7 +54,7 @@ def serve_data_plane(
             certificate_chain=tls.server.read_bytes(),
             private_key=tls.server_key.read_bytes(),
         )
-        with _signals_set(ending):
+        with set_by_signals(ending):
             try:
                 (announce or _log.info)(f"data plane of {home.charter.name} ready on {address}")
                 ending.wait()
@@ -65,8 +65,8 @@ def serve_data_plane(
 
 
 @contextmanager
-def _signals_set(event: threading.Event) -> Iterator[None]:
-    """While open, SIGTERM and SIGINT set the event; only the main thread may ask for that."""
+def set_by_signals(event: threading.Event) -> Iterator[None]:
+    """While open, SIGTERM and SIGINT set the event, if this is the main thread: only that one may ask for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
