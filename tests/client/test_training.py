@@ -221,3 +221,20 @@ def test_nothing_of_a_model_stays_behind(make_home, tmp_path: Path, monkeypatch:
     home = make_home(training={"steps": 1, "dtype": "bfloat16"})
     trained(prepare(home), home, tmp_path / "run")
     assert [model() for model in models] == [None]
+
+
+def test_beside_half_precision_only_the_expert_is_kept_in_float32(make_home, tmp_path: Path) -> None:
+    home = make_home(training={"steps": 15, "dtype": "bfloat16"})
+    material, seen = prepare(home), list[Progress]()
+    model, parameters = expert_model(material, half=True)
+    frozen = {
+        each.dtype for name, each in model.named_parameters() if not each.requires_grad and ".router." not in name
+    }
+    assert frozen == {torch.bfloat16}
+    assert {each.dtype for each in parameters.values()} == {torch.float32}
+    assert train(material, home.config.training, tmp_path / "half", on_progress=seen.append) is not None
+    whole = list[Progress]()
+    settings = home.config.training.model_copy(update={"dtype": "float32"})
+    assert train(material, settings, tmp_path / "whole", on_progress=whole.append) is not None
+    assert seen[-1].loss < seen[0].loss - 0.1
+    assert seen[-1].loss == pytest.approx(whole[-1].loss, rel=0.02)

@@ -113,10 +113,15 @@ def _train(
 
 
 def expert_model(
-    material: Material, *, checkpointing: bool = False
+    material: Material, *, checkpointing: bool = False, half: bool = False
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
-    """The two-expert composite in float32, all frozen but the expert's parameters, which start as the anchor's."""
-    anchor = material.anchor.model(dtype=torch.float32)
+    """The two-expert composite, all frozen but the expert's float32 parameters, which start as the anchor's.
+
+    With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
+    lost; then run the model under autocast. In float32 otherwise.
+    """
+    stored_half = {spec.dtype for spec in material.anchor.manifest.ffn()} == {"BF16"}
+    anchor = material.anchor.model(dtype=torch.bfloat16 if half and stored_half else torch.float32)
     anchor.requires_grad_(False)
     parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.anchor.ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
@@ -153,7 +158,8 @@ class _Run:
     @classmethod
     def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
         accelerator = _accelerator(config)
-        model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing)
+        half = accelerator.mixed_precision == "bf16"
+        model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing, half=half)
         prepared = accelerator.prepare_model(model)
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay

@@ -182,7 +182,8 @@ def compose(
     """A composite of a loaded anchor and experts, in the order of their contribution digests.
 
     Nothing is copied: the composite's parameters are the anchor's own, and the experts' tensors as given (an
-    `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in). The router is frozen.
+    `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in, and may be float32 beside
+    an anchor in bfloat16; run such a composite under autocast). The router is frozen.
     `top_k` is the number of experts per token, None for all that are allowed.
     `log_priors` are in nats by expert name, zero where absent. Raises AssemblyError when an expert does not fit.
     """
@@ -244,7 +245,8 @@ def _adopt(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _fitting(expert: Expert, name: str, own: Tensor) -> Tensor:
     tensor = expert.ffn.get(name)
-    if tensor is None or tensor.shape != own.shape or tensor.dtype != own.dtype:
+    trained = isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float32  # beside an anchor of half the bytes
+    if tensor is None or tensor.shape != own.shape or not (tensor.dtype == own.dtype or trained):
         seen = "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
         raise AssemblyError(
             f"expert {expert.name}: saw {seen} as {name}, wanted {tuple(own.shape)} {own.dtype} as in the anchor; "
