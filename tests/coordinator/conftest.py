@@ -11,7 +11,8 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from motet.coordinator.home import CoordinatorHome, init
+from motet.coordinator.founding import init
+from motet.coordinator.home import CoordinatorHome
 from motet.moe.anchor import Anchor
 from motet.moe.experts import update_specs
 from motet.moe.statistics import measure

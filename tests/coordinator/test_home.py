@@ -1,8 +1,10 @@
 """Making, opening and damaging a coordinator's home; enrolling owners."""
 
+import base64
 import json
 import shutil
 import stat
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from motet.coordinator.home import CoordinatorHome, init
+from motet.coordinator.founding import init
+from motet.coordinator.home import CoordinatorHome
 from motet.protocols.charter import Addresses, Charter
 from motet.protocols.errors import (
     AdmissionRefused,
@@ -69,6 +72,18 @@ def test_a_home_is_never_made_over_something(tmp_path: Path, anchor_with_statist
             addresses=ADDRESSES,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_federation_has_a_plain_name(tmp_path: Path, anchor_with_statistics: Path, public_text: Path) -> None:
+    with pytest.raises(ConfigurationError, match="use small letters"):
+        init(
+            tmp_path / "home",
+            name="My Federation",
+            anchor_directory=anchor_with_statistics,
+            public_text=public_text,
+            addresses=ADDRESSES,
+        )
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -153,12 +168,23 @@ def test_enrolling_twice_changes_nothing(home: CoordinatorHome, make_owner: Call
     assert list(home.ledger.standing().owners) == [owner.key.public]
 
 
+def respelt(line: str) -> str:
+    """The same key in other letters: base64 has bits to spare before its padding."""
+    kind, encoded = line.split()[:2]
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    last = encoded.rstrip("=")[-1]
+    other = encoded.rstrip("=")[:-1] + alphabet[alphabet.index(last) ^ 1] + "=" * encoded.count("=")
+    assert other != encoded
+    assert base64.b64decode(other) == base64.b64decode(encoded)
+    return f"{kind} {other}"
+
+
 def test_who_may_not_enrol(home: CoordinatorHome, make_owner: Callable[..., object]) -> None:
     owner, stranger = make_owner("medicine"), make_owner("law")
     home.enrol(owner.request(home))
     refused = {
         "name-taken": stranger.request(home, name="medicine"),
-        "flower-key-taken": stranger.request(home, flower_key=owner.flower_key + " a comment"),
+        "flower-key-taken": stranger.request(home, flower_key=respelt(owner.flower_key) + " a comment"),
         "wrong-charter": stranger.request(home, charter="sha256:" + "0" * 64),
         "already-enrolled": owner.request(home, name="surgery"),
     }

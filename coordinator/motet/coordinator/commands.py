@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from motet.protocols.output import Json, note, progress_line, show
 
@@ -34,19 +35,25 @@ def init(
     data_plane: Annotated[str, typer.Option(help="host:port where owners reach the data plane.")],
     flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
     host: Annotated[list[str] | None, typer.Option(help="A further name for the TLS certificate.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Experts per token; all of them if not given.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; all of them if not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's home: keys, private CA, signed charter, ledger."""
-    from motet.coordinator.home import init as make_home
+    from motet.coordinator.founding import init as make_home
     from motet.protocols.charter import Addresses, RoutingRules
+    from motet.protocols.documents import first_problem
+    from motet.protocols.errors import ConfigurationError
 
+    try:
+        addresses = Addresses(data_plane=data_plane, flower=flower)
+    except ValidationError as error:
+        raise ConfigurationError(f"{first_problem(error)}; wanted host:port, such as motet.example.org:9443") from error
     charter = make_home(
         directory,
         name=name,
         anchor_directory=anchor,
         public_text=public_text,
-        addresses=Addresses(data_plane=data_plane, flower=flower),
+        addresses=addresses,
         routing=RoutingRules(top_k=top_k),
         hosts=tuple(host or ()),
     )
@@ -119,7 +126,7 @@ def admit(
     value = {
         "status": filed.status,
         "subject": filed.subject,
-        "receipt": None if filed.receipt is None else filed.receipt.model_dump(mode="json", by_alias=True),
+        "receipt": None if filed.receipt is None else filed.receipt.as_json(),
     }
     why = "" if filed.message is None else f"\n{filed.message}"
     show(value, as_json=as_json, lines=[f"{filed.status} {filed.subject}{why}"])
@@ -163,4 +170,4 @@ def report(
 
     with Federation.open(directory) as federation:
         found = report_of(federation, composite)
-    show(found.model_dump(mode="json", by_alias=True), as_json=as_json, lines=found.table())
+    show(found.as_json(), as_json=as_json, lines=found.table())

@@ -169,7 +169,7 @@ class Intake:
         return Draft(
             kind="admitted",
             subject=contribution.digest,
-            body={"signed": _json(signed), "received_bytes": received_bytes},
+            body={"signed": signed.as_json(), "received_bytes": received_bytes},
         )
 
     def _refuse(self, signed: Signed, refusal: AdmissionRefused, received_bytes: int) -> LedgerEntry:
@@ -179,7 +179,7 @@ class Intake:
         except DocumentError:
             raise refusal from None
         body = {
-            "signed": _json(signed),
+            "signed": signed.as_json(),
             "reason": refusal.reason,
             "message": str(refusal)[:2000],
             "received_bytes": received_bytes,
@@ -210,7 +210,7 @@ class Intake:
             )
         if entry := self._home.ledger.find("withdrawn", withdrawal.contribution):
             return entry
-        return Draft(kind="withdrawn", subject=withdrawal.contribution, body={"signed": _json(signed)})
+        return Draft(kind="withdrawn", subject=withdrawal.contribution, body={"signed": signed.as_json()})
 
     def _earlier_receipt(self, contribution: str) -> Signed | None:
         entry = self._home.ledger.find("admitted", contribution)
@@ -231,7 +231,3 @@ class Intake:
             sequence=entry.sequence,
         )
         return seal(receipt, self._home.key)
-
-
-def _json(signed: Signed) -> dict[str, object]:
-    return signed.model_dump(mode="json", by_alias=True)

@@ -33,14 +33,18 @@ class Strict(BaseModel):
 class Document(Strict):
     """A strict model with canonical bytes and a digest."""
 
+    def as_json(self) -> dict[str, Any]:
+        """The document as a JSON object."""
+        return self.model_dump(mode="json", by_alias=True)
+
     def canonical(self) -> bytes:
         """The document's canonical JSON."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
+        return canonical_json(self.as_json())
 
     @property
     def digest(self) -> str:
         """The digest of the canonical JSON: the document's name."""
-        return digest_of(self.model_dump(mode="json", by_alias=True))
+        return digest_of(self.as_json())
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
