@@ -123,6 +123,21 @@ def test_rows_equal_models_built_one_by_one(anchor: Anchor, composite_directory:
     assert len({round(each.nats, 3) for each in rows.values()}) == len(rows)
 
 
+def test_half_precision_is_close_and_never_below_what_is_stored(
+    anchor: Anchor, composite_directory: Path, tmp_path
+) -> None:
+    def rows_of(directory: Path, dtype: torch.dtype) -> dict[str, Score]:
+        return score_rows(directory, DOCUMENTS, sequence_length=16, dtype=dtype)
+
+    whole, half = (rows_of(composite_directory, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert any(half[row].nats != whole[row].nats for row in whole)
+    for row, wanted in whole.items():
+        assert half[row].nats == pytest.approx(wanted.nats, rel=0.02), row
+    compose(anchor.model(torch.float32), [in_float32(each) for each in experts_of(anchor)]).save_pretrained(tmp_path)
+    anchor.tokenizer().save_pretrained(tmp_path)
+    assert rows_of(tmp_path, torch.bfloat16) == rows_of(tmp_path, torch.float32)
+
+
 def in_float32(expert: Expert) -> Expert:
     ffn = {name: tensor.float() for name, tensor in expert.ffn.items()}
     return Expert(name=expert.name, contribution=expert.contribution, ffn=ffn, rows=expert.rows)

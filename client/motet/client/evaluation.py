@@ -12,7 +12,7 @@ import torch
 
 from motet.client.data import Corpus, load_corpus
 from motet.client.owner import OwnerHome
-from motet.client.training import device_of
+from motet.client.training import arithmetic_of, device_of
 from motet.moe.scoring import score_rows
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, hex_of, write_atomically
@@ -69,6 +69,7 @@ def _score(
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
         device=device_of(settings),
+        dtype=arithmetic_of(settings),
         on_row=on_row,
     )
 

@@ -76,7 +76,8 @@ class TrainingConfig(Strict):
     device: str = "auto"
     """A torch device such as "cuda:0"; auto takes the accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The dtype of the arithmetic; auto is bfloat16 on an accelerator. Weights being trained stay float32."""
+    """The dtype of the arithmetic in training and scoring; auto is bfloat16 on an accelerator. Weights being trained,
+    and whatever is stored in float32, stay float32."""
     seed: int = 0
     """The seed of the order of the text; the same seed gives the same expert on one kind of machine."""
     checkpoint_every: int = Field(100, ge=1)

@@ -17,7 +17,7 @@ import torch
 
 from motet.client.owner import OwnerHome, read_signed
 from motet.client.preparation import Material
-from motet.client.training import TrainedExpert, device_of
+from motet.client.training import TrainedExpert, arithmetic_of, device_of
 from motet.moe.experts import read_update, swap_ffn, write_update
 from motet.moe.scoring import bits_per_byte, score_windows, windows_of
 from motet.protocols.canonical import file_digest, storage_errors, sync_directory, write_atomically
@@ -130,7 +130,9 @@ def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, file:
 def _measured(material: Material, home: OwnerHome, update: Path) -> dict[str, float]:
     """Bits per byte of the held-out text: under the anchor, and with the expert's networks in place of its own."""
     settings, anchor = home.config.training, material.anchor
-    model = anchor.model(dtype=torch.float32)
+    expert = read_update(update, anchor, name=material.name, contribution="")
+    stored = next(iter(expert.ffn.values())).dtype
+    model = anchor.model(dtype=torch.promote_types(arithmetic_of(settings), stored))
     model.to(device_of(settings))  # type: ignore[arg-type]
     windows = windows_of(
         anchor.tokenizer(),
@@ -139,7 +141,6 @@ def _measured(material: Material, home: OwnerHome, update: Path) -> dict[str, fl
         batch_size=settings.batch_size,
     )
     figures = {"anchor": bits_per_byte(score_windows(model, windows))}
-    expert = read_update(update, anchor, name=material.name, contribution="")
     with swap_ffn(model, expert.ffn):
         figures["expert"] = bits_per_byte(score_windows(model, windows))
     return {row: round(figure, 6) for row, figure in figures.items()}

@@ -225,6 +225,13 @@ def device_of(config: TrainingConfig) -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
+def arithmetic_of(config: TrainingConfig) -> torch.dtype:
+    """The dtype that "dtype" under [training] means on this machine."""
+    if config.dtype == "auto":
+        return torch.float32 if device_of(config).type == "cpu" else torch.bfloat16
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
 def fingerprint(material: Material, config: TrainingConfig) -> str:
     """Names everything that determines the expert; how often it is saved does not."""
     settings = config.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -248,7 +255,7 @@ def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is
     on_cpu = device.type == "cpu"
     if device.index is not None and not on_cpu:
         torch.accelerator.set_device_index(device.index)
-    half = config.dtype == "bfloat16" or (config.dtype == "auto" and not on_cpu)
+    half = arithmetic_of(config) == torch.bfloat16
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 
 

@@ -115,7 +115,8 @@ def score_rows(
     """Every row of the report for one text; the composite is loaded once, and its tensors serve all rows.
 
     Rows: "anchor"; "expert:NAME", that expert's feed-forward networks in place of the anchor's; "soup", the mean of all
-    experts'; "composite"; "composite-without:NAME". `on_row` is told each row before it is scored.
+    experts'; "composite"; "composite-without:NAME". `on_row` is told each row before it is scored. The arithmetic is in
+    `dtype`, or in that of the stored weights if it is wider: no figure is of weights rounded once more.
 
     Raises:
         AssemblyError: the folder holds no composite.
@@ -148,7 +149,8 @@ def dense_model(composite: MotetForCausalLM, ffn: Mapping[str, Tensor]) -> PreTr
 
 def _load(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
     try:
-        model: MotetForCausalLM = MotetForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        wide = torch.promote_types(dtype, _stored_dtype(directory))
+        model: MotetForCausalLM = MotetForCausalLM.from_pretrained(directory, dtype=wide, local_files_only=True)
     except (OSError, ValueError) as error:
         raise AssemblyError(f"cannot load a composite from {directory}: {error}; fetch or assemble it again") from error
     model.train(False)
