@@ -1,10 +1,12 @@
 """Statistics count exactly the positions they say, and know which anchor they belong to."""
 
+import json
 import math
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from motet.moe.anchor import Anchor
 from motet.moe.covariance import shrink
@@ -102,20 +104,71 @@ def test_refuses_what_is_not_finite():
         Statistics(anchor="a", tokens=2, mean=torch.full((1, 2), math.nan), covariance=torch.eye(2)[None])
 
 
-def test_shrinkage_helps_with_few_samples_and_fades_with_many():
-    torch.manual_seed(0)
-    truth = torch.diag(torch.linspace(0.2, 2.0, 40, dtype=torch.float64))
-    error = {}
-    for count in (20, 100_000):
-        samples = torch.randn(count, 40, dtype=torch.float64) @ truth.sqrt()
-        sample = torch.cov(samples.T, correction=0)
-        error[count] = [float((each - truth).norm()) for each in (sample, shrink(sample, count))]
-
-    assert error[20][1] < 0.6 * error[20][0]
-    assert error[100_000][1] == pytest.approx(error[100_000][0], rel=0.05)
+@pytest.fixture(scope="module")
+def wide(make_anchor, tmp_path_factory):
+    sizes = {"hidden_size": 1040, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return Anchor.load(make_anchor(tmp_path_factory.mktemp("wide"), **sizes))
 
 
-def test_shrinkage_of_too_few_samples_is_positive_definite():
-    samples = torch.randn(3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def test_a_wide_anchor_is_measured_in_low_rank_and_survives_a_round_trip(wide, tmp_path):
+    for name in ("a", "b"):
+        measure(wide, TEXTS, sequence_length=256).save(tmp_path / name)
+    loaded = Statistics.load(tmp_path / "a", expect=wide.digest)
 
-    assert torch.linalg.eigvalsh(shrink(torch.cov(samples.T, correction=0), 3)).min() > 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (loaded.covariance.diagonal.shape, loaded.covariance.factor.shape) == ((1, 1040), (1, 1040, 256))
+    inputs = torch.cat([mlp_inputs(wide, text) for text in TEXTS], dim=1)
+    torch.testing.assert_close(loaded.mean, inputs.mean(dim=1).float(), rtol=1e-3, atol=1e-5)
+    variance = inputs[0].var(dim=0, correction=0)
+    assert torch.corrcoef(torch.stack([loaded.covariance.variance()[0].double(), variance]))[0, 1] > 0.999
+    loaded.save(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_chosen_rank_keeps_mean_and_variances(anchor):
+    dense, low = measure(anchor, TEXTS), measure(anchor, TEXTS, rank=32)
+
+    assert torch.equal(low.mean, dense.mean)
+    variances = torch.diagonal(dense.covariance, dim1=1, dim2=2)
+    torch.testing.assert_close(low.covariance.variance(), variances, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 33])
+def test_refuses_a_rank_that_cannot_be(anchor, rank):
+    with pytest.raises(StatisticsError, match=f"saw rank {rank}, wanted 1 to 32"):
+        measure(anchor, TEXTS, rank=rank)
+
+
+MEAN, SQUARE, DIAGONAL, FACTOR = torch.zeros(2, 4), torch.zeros(2, 4, 4), torch.ones(2, 4), torch.zeros(2, 4, 3)
+LOW_RANK = {"mean": MEAN, "covariance_diagonal": DIAGONAL, "covariance_factor": FACTOR}
+ABOUT = {"anchor": "a", "schema": "motet.statistics/1", "tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (LOW_RANK | {"covariance": SQUARE}, "saw tensors covariance, covariance_diagonal, covariance_factor, mean"),
+        ({"mean": MEAN, "covariance_diagonal": DIAGONAL}, "saw tensors covariance_diagonal, mean"),
+        ({"mean": MEAN, "covariance": SQUARE, "extra": DIAGONAL}, "extra"),
+        ({}, "of no name"),
+        ({"mean": MEAN, "covariance": SQUARE[:1]}, "shape"),
+        ({"mean": MEAN, "covariance": SQUARE.double()}, "float64, wanted float32"),
+        (LOW_RANK | {"covariance_diagonal": DIAGONAL[:1], "covariance_factor": FACTOR[:1]}, r"\(2, 4\).*\(1, 4\)"),
+        (LOW_RANK | {"covariance_factor": FACTOR[:1]}, "shape"),
+        (LOW_RANK | {"covariance_factor": torch.zeros(2, 4, 5)}, "at most hidden"),
+        (LOW_RANK | {"covariance_factor": FACTOR.half()}, "float16"),
+        (LOW_RANK | {"covariance_factor": FACTOR * math.nan}, "NaN"),
+        (LOW_RANK | {"covariance_diagonal": -DIAGONAL}, "negative variance"),
+    ],
+)
+def test_refuses_files_of_mixed_or_malformed_tensors(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "s", metadata={"motet": json.dumps(ABOUT)})
+    with pytest.raises(StatisticsError, match=message):
+        Statistics.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("about", [{}, [], {"schema": ABOUT["schema"]}, ABOUT | {"tokens": "2"}, ABOUT | {"schema": 3}])
+def test_refuses_files_that_do_not_say_what_they_are(tmp_path, about):
+    save_file(LOW_RANK, tmp_path / "s", metadata={"motet": json.dumps(about)})
+    with pytest.raises(StatisticsError, match=r"wanted (schema|motet)"):
+        Statistics.load(tmp_path / "s")

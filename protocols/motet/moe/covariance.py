@@ -92,10 +92,11 @@ class _Centred:
         x = x.double()
         if self.count == 0 and len(x):
             self._origin = x.mean(dim=0)
-        x = x - self._origin
+        return x - self._origin
+
+    def _count(self, x: Tensor) -> None:
         self.count += len(x)
         self._first += x.sum(dim=0)
-        return x
 
 
 class DenseMoments(_Centred):
@@ -107,6 +108,7 @@ class DenseMoments(_Centred):
 
     def add(self, x: Tensor) -> None:
         x = self._centre(x)
+        self._count(x)
         self._second += x.T @ x
 
     def covariance(self) -> Tensor:
@@ -116,25 +118,38 @@ class DenseMoments(_Centred):
 
 
 class SketchedMoments(_Centred):
-    """Moments in (hidden, 2 rank) float64; one test matrix as large is shared by all of a size and rank."""
+    """Moments in (hidden, 2 rank) float64; one test matrix as large is shared by all of a size and rank.
+
+    Rows are counted in units of the first batch's deviations, or large channels would hide small ones from the sketch.
+    """
 
     def __init__(self, size: int, *, rank: int) -> None:
         super().__init__(size)
         self._rank = rank
         self._test = random_basis(size, min(size, 2 * rank))
+        self._unit = torch.ones(size, dtype=torch.float64)
         self._squares = torch.zeros(size, dtype=torch.float64)
         self._sketch = torch.zeros_like(self._test)
 
     def add(self, x: Tensor) -> None:
-        x = self._centre(x)
+        x, first = self._centre(x), self.count == 0
+        if first and len(x):
+            deviation = x.square().mean(dim=0).sqrt()
+            self._unit = torch.where(deviation > 0, deviation, 1.0)
+        self._count(x)
+        x = x / self._unit
         self._squares += x.square().sum(dim=0)
         self._sketch += x.T @ (x @ self._test)
 
     def covariance(self) -> LowRankCovariance:
-        offset = self._first / self.count
+        offset = self._first / self._unit / self.count
         variance = (self._squares / self.count - offset.square()).clamp(min=0)
         sketch = self._sketch / self.count - torch.outer(offset, offset @ self._test)
-        return shrink_low_rank(low_rank(sketch, self._test, variance, self._rank), self.count)
+        found = low_rank(sketch, self._test, variance, self._rank)
+        scaled = LowRankCovariance(
+            diagonal=found.diagonal * self._unit.square(), factor=found.factor * self._unit[:, None]
+        )
+        return shrink_low_rank(scaled, self.count)
 
 
 @cache
@@ -154,11 +169,12 @@ def low_rank(sketch: Tensor, test: Tensor, variance: Tensor, rank: int) -> LowRa
     3, with its pseudo-inverse taken by eigenvalues; Halko, Martinsson and Tropp 2011, section 5.4). It never exceeds C,
     so what the diagonal still lacks is not negative. The eigenvalues give up the mean variance of the directions left
     out, which the diagonal holds for all directions (Tipping and Bishop, Probabilistic Principal Component Analysis,
-    1999, section 3.2): without that, leading directions would be counted as noisier than they are.
+    1999, section 3.2): without that, leading directions would be counted as noisier than they are. The leading part is
+    that of the correlations, as rows of a linear discriminant do not depend on the channels' units either.
     """
     scale = variance.sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
-    sketch, test = sketch / scale[:, None], test * scale[:, None]  # of the correlations: no channel is too small to see
+    sketch, test = sketch / scale[:, None], test * scale[:, None]  # now of the correlations
     inner, vectors = torch.linalg.eigh((test.T @ sketch + sketch.T @ test) / 2)
     known = inner > inner[-1].clamp(min=0) * ROUNDING
     root = (sketch @ vectors[:, known]) / inner[known].sqrt()
