@@ -65,15 +65,7 @@ def join(
     """
     signed = read_signed(charter_file, "charter")
     charter = signed.open(Charter, by=coordinator)
-    document: dict[str, Any] = {
-        "name": name,
-        "coordinator": signed.key,
-        "data": {"files": [str(Path(pattern).expanduser().absolute()) for pattern in files]},
-        "terms": {key: value for key, value in terms.items() if value is not None},
-    }
-    for setting in settings:
-        _place(document, setting)
-    config = _config(document)
+    config = _config(name, signed.key, files, terms, settings)
     require_licence(config, charter)
     if coordinator is None:
         _agree(charter, confirm)
@@ -89,7 +81,17 @@ def _agree(charter: Charter, confirm: Callable[[str], bool]) -> None:
         raise ConfigurationError("the coordinator's key was not agreed to; ask for it, then use --coordinator KEY")
 
 
-def _config(document: dict[str, Any]) -> OwnerConfig:
+def _config(
+    name: str, coordinator: str, files: tuple[str, ...], terms: Mapping[str, str | None], settings: tuple[str, ...]
+) -> OwnerConfig:
+    document: dict[str, Any] = {
+        "name": name,
+        "coordinator": coordinator,
+        "data": {"files": [str(Path(pattern).expanduser().absolute()) for pattern in files]},
+        "terms": {key: value for key, value in terms.items() if value is not None},
+    }
+    for setting in settings:
+        _place(document, setting)
     try:
         return OwnerConfig.model_validate(document)
     except ValidationError as error:
