@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from motet.coordinator.founding import init
 from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.ledger_store import Draft
+from motet.coordinator.store import ExpertStore
 from motet.moe.anchor import Anchor
-from motet.moe.experts import update_specs
+from motet.moe.experts import materialise_file, update_specs
 from motet.moe.statistics import measure
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, ExpertRules
@@ -127,6 +129,22 @@ def home(home_template: Path, tmp_path: Path) -> Iterator[CoordinatorHome]:
 @pytest.fixture(scope="session")
 def make_owner() -> Callable[[str], Owner]:
     return lambda name: Owner(name=name, key=SigningKey.generate(), flower_key=flower_line())
+
+
+@pytest.fixture
+def admit_quickly(home: CoordinatorHome, write_update: WriteUpdate, tmp_path: Path) -> Callable[..., str]:
+    """`admit_quickly(owner, seed=0)`: an expert in store and ledger without the child processes; its digest."""
+
+    def admit(owner: Owner, *, seed: int = 0, version: int = 1) -> str:
+        update = write_update(tmp_path / f"{owner.name}-{version}.safetensors", seed=seed)
+        signed = owner.manifest(home, update, version=version)
+        digest = signed.open(Contribution).digest
+        materialise_file(update, home.anchor, ExpertStore(home.experts_directory).file_of(digest))
+        body = {"signed": signed.as_json(), "received_bytes": update.stat().st_size}
+        home.ledger.append(lambda _: Draft(kind="admitted", subject=digest, body=body))
+        return digest
+
+    return admit
 
 
 @pytest.fixture

@@ -1,0 +1,144 @@
+"""Composites on request: what would go in, what dropping the bias costs, and what happens during the copying."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from motet.coordinator import assembly
+from motet.coordinator.composites import make, plan
+from motet.coordinator.federation import Federation
+from motet.coordinator.home import CoordinatorHome
+from motet.moe.scoring import bits_per_byte
+from motet.protocols.errors import AssemblyError, ExpertSetError
+
+Admit = Callable[..., str]
+
+
+@pytest.fixture
+def law(home: CoordinatorHome, make_owner: Callable[[str], object]) -> object:
+    owner = make_owner("law")
+    home.enrol(owner.request(home))
+    return owner
+
+
+@pytest.fixture
+def members(admit_quickly: Admit, medicine: object, law: object) -> dict[str, str]:
+    """Name -> contribution of two experts."""
+    return {"medicine": admit_quickly(medicine, seed=1), "law": admit_quickly(law, seed=2)}
+
+
+@pytest.fixture
+def federation(home: CoordinatorHome, members: dict[str, str]) -> Federation:
+    return Federation(home)
+
+
+def recorded(home: CoordinatorHome) -> list[dict[str, str]]:
+    return [entry.body["members"] for entry in home.ledger.entries() if entry.kind == "composite"]
+
+
+def test_a_plan_says_who_goes_in_and_how_large_it_is(federation: Federation, members: dict[str, str]) -> None:
+    both = plan(federation, ())
+    assert list(both.members.values()) == sorted(members.values())
+    tensors = [path for path in federation.assemble().path.iterdir() if path.suffix == ".safetensors"]
+    assert both.needed_bytes == pytest.approx(sum(path.stat().st_size for path in tensors), rel=0.1)
+    assert both.free_bytes > both.needed_bytes
+    alone = plan(federation, ("law",))
+    assert alone.members == {"medicine": members["medicine"]}
+    assert alone.needed_bytes < both.needed_bytes
+    assert "nothing was written" in alone.lines()[-1]
+    with pytest.raises(ExpertSetError, match="surgery"):
+        plan(federation, ("surgery",))
+
+
+def test_what_dropping_the_bias_costs_is_told(federation: Federation) -> None:
+    kept = make(federation)
+    assert kept.bias is None
+    assert "dropped_bias" not in kept.as_json()
+    made = make(federation, drop_bias=True)
+    assert made.bias is not None
+    composite = federation.score_public(made.summary.digest)["composite"]
+    assert made.bias.with_bias == pytest.approx(bits_per_byte(composite), abs=1e-5)
+    assert made.bias.without_bias != made.bias.with_bias
+    assert made.as_json()["dropped_bias"] == {
+        "with_bias": made.bias.with_bias,
+        "without_bias": made.bias.without_bias,
+        "cost": pytest.approx(made.bias.without_bias - made.bias.with_bias, abs=1e-6),
+    }
+    assert "dropping it costs" in made.lines()[-1]
+    assert json.dumps(made.as_json())
+    assert kept.summary.stock_path != made.summary.stock_path
+    assert make(federation, stock=False, drop_bias=True).bias is None
+
+
+def test_one_unreadable_folder_stops_nobody(federation: Federation, home: CoordinatorHome) -> None:
+    stray = home.composites_directory / ("f" * 64)
+    stray.mkdir(parents=True)
+    composite = federation.assemble()
+    assert set(federation.composites()) == {composite.digest}
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
+@pytest.mark.parametrize("name", ["router.safetensors", "composite.json"])
+def test_a_damaged_composite_is_made_anew(federation: Federation, name: str, spoil: Callable[[Path], object]) -> None:
+    composite = federation.assemble()
+    before = (composite.path / name).read_bytes()
+    spoil(composite.path / name)
+    again = federation.assemble()
+    assert (again.digest, again.path) == (composite.digest, composite.path)
+    assert (again.path / name).read_bytes() == before
+    (aside,) = again.path.parent.glob("damaged-*")
+    assert aside.is_dir()
+    assert len(recorded(federation.home)) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_withdraws_while_it_is_assembled_is_left_out(
+    federation: Federation, members: dict[str, str], law: object, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the copying the expert's file goes; after it only the ledger knows."""
+    assemble = assembly.assemble
+
+    def withdraw() -> None:
+        federation.intake.withdraw(law.withdrawal(federation.home, members["law"]))
+
+    def assemble_meanwhile(*arguments: object, **options: object) -> object:
+        monkeypatch.setattr(assembly, "assemble", assemble)
+        if when == "before":
+            withdraw()
+        made = assemble(*arguments, **options)  # type: ignore[arg-type]
+        withdraw()
+        return made
+
+    monkeypatch.setattr(assembly, "assemble", assemble_meanwhile)
+    composite = federation.assemble()
+    assert [member.name for member in composite.members] == ["medicine"]
+    assert recorded(federation.home) == [{"medicine": members["medicine"]}]
+    assert set(federation.composites()) == {composite.digest}
+
+
+def test_what_fails_for_another_reason_is_not_tried_for_ever(
+    federation: Federation, members: dict[str, str], home: CoordinatorHome
+) -> None:
+    federation.intake.expert_file(members["law"]).write_bytes(b"rubbish")
+    with pytest.raises(AssemblyError, match="law does not fit"):
+        federation.assemble()
+    assert recorded(home) == []
+
+
+def test_a_superseded_expert_stays_while_it_is_being_copied(
+    federation: Federation, home: CoordinatorHome, admit_quickly: Admit, medicine: object, members: dict[str, str]
+) -> None:
+    seen: list[bool] = []
+
+    def progress(done: int, total: int) -> None:
+        if not seen:
+            admit_quickly(medicine, seed=3, version=2)
+            Federation(home)  # opening clears what is no longer active
+        seen.append(federation.intake.expert_file(members["medicine"]).exists())
+
+    federation.assemble(progress=progress)
+    assert set(seen) == {True}
+    Federation(home)
+    assert not federation.intake.expert_file(members["medicine"]).exists()

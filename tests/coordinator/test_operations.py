@@ -1,0 +1,154 @@
+"""The coordinator's processes under one command, and how a run is watched."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from motet.coordinator import operations
+from motet.coordinator.flower_link import SuperLink
+from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.operations import PATIENCE, _link, _Teller, _Watch
+from motet.coordinator.run_record import OwnerProgress, RunState
+from motet.protocols.errors import ConfigurationError, FederationError
+from motet.protocols.processes import Troupe
+
+OWNER = "ed25519:" + "1" * 64
+
+
+class Balky:
+    """A SuperLink that fails to answer when told so, and does not let everybody in."""
+
+    def __init__(self, *, failures: int = 0, refuses: str = "") -> None:
+        self.failures = failures
+        self.refuses = refuses
+        self.inside: list[str] = []
+
+    def status(self, run: str) -> str:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise FederationError("`flwr list` took longer than 60 s")
+        return "running"
+
+    def register(self, name: str, flower_key: str) -> None:
+        if name == self.refuses:
+            raise FederationError(f"the SuperLink did not register {name}")
+        self.inside.append(name)
+
+
+def watch(link: Balky, flower_keys: Callable[[], dict[str, str]] = dict) -> _Watch:
+    return _Watch(cast(SuperLink, link), "7", flower_keys, registered={"early"})
+
+
+def test_a_busy_superlink_is_asked_again_but_not_for_ever() -> None:
+    asked = watch(Balky(failures=PATIENCE - 1))
+    assert [asked() for _ in range(PATIENCE)] == ["unknown"] * (PATIENCE - 1) + ["running"]
+    asked = watch(Balky(failures=PATIENCE))
+    for _ in range(PATIENCE - 1):
+        asked()
+    with pytest.raises(FederationError, match="flwr list"):
+        asked()
+
+
+def test_late_owners_are_let_in_once_and_one_who_is_not_stops_nobody() -> None:
+    link = Balky(refuses="law")
+    asked = watch(link, lambda: {"early": "0", "law": "1", "medicine": "2"})
+    assert [asked(), asked()] == ["running", "running"]
+    assert link.inside == ["medicine"]
+    link.refuses = ""
+    asked()
+    assert link.inside == ["medicine", "law"]
+
+
+def test_what_is_new_is_told_once() -> None:
+    told: list[str] = []
+    tell = _Teller(told.append)
+
+    def state(**owner: object) -> RunState:
+        known = {"name": "medicine", "connected": False, "standing": "open"} | owner
+        owners = {OWNER: OwnerProgress.model_validate(known)}
+        return RunState(run="7", phase="gather", updated=0.0, owners=owners)
+
+    for _ in range(2):
+        tell(state())
+    tell(state(connected=True))
+    tell(state(connected=True, job="running", progress=0.1))
+    tell(state(connected=True, job="running", progress=0.2))
+    tell(state(connected=True, job="failed", standing="failed", detail="the loss is not finite"))
+    assert told == [
+        "phase gather",
+        "gather: medicine not connected",
+        "gather: medicine not heard of yet",
+        "gather: medicine running",
+        "gather: medicine failed: the loss is not finite",
+    ]
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":80", "host:", "host:port", "127.0.0.1:65536", "127.0.0.1:²"])
+def test_an_address_that_is_none(home: CoordinatorHome, address: str) -> None:
+    with pytest.raises(ConfigurationError, match="wanted host:port"):
+        _link(home.path, address)
+
+
+@pytest.mark.parametrize(("address", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_a_superlink_that_others_reach_says_so(
+    home: CoordinatorHome, address: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execvpe", lambda file, command, environment: started.append(command))
+    told: list[str] = []
+    operations.run_superlink(home.path, listen=f"{address}:0", announce=told.append)
+    assert started[0][started[0].index("--host") + 1] == address
+    assert any("can start runs on the owners' nodes" in line for line in told) is warned
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[str]]:
+    """The command lines of a troupe whose members run stand-ins: `run` does what RUN says, the others sleep."""
+    seen: dict[str, list[str]] = {}
+    start = Troupe.start
+
+    def started(self: Troupe, name: str, command: list[str], **options: object) -> object:
+        seen[name] = command
+        program = os.environ["RUN"] if name == "run" else "import time; time.sleep(60)"
+        return start(self, name, [command[0], "-c", program], **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Troupe, "start", started)
+    return seen
+
+
+def test_the_settings_reach_the_run(
+    home: CoordinatorHome, commands: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN", "print('too few owners'); raise SystemExit(15)")
+    settings = {"min-owners": 3, "gather-seconds": 1.5}
+    with pytest.raises(FederationError, match=r"(?s)run ended early with code 15.*too few owners"):
+        operations.run_all(home.path, settings=settings, announce=lambda line: None)
+    assert commands["run"][-4:] == ["--min-owners", "3", "--gather-seconds", "1.5"]
+    assert commands["superlink"][-4:] == ["coordinate", "superlink", "--dir", str(home.path)]
+
+
+def test_it_serves_on_when_the_run_is_through_until_a_signal(
+    home: CoordinatorHome, commands: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN", "pass")
+    before = signal.getsignal(signal.SIGTERM)
+    told: list[str] = []
+
+    def terminate() -> None:
+        deadline = time.monotonic() + 60
+        while len(told) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=terminate)
+    other.start()
+    operations.run_all(home.path, announce=told.append)
+    other.join()
+    assert told[1] == f"the run is through: motet report --dir {home.path}; serving until Ctrl-C"
+    assert signal.getsignal(signal.SIGTERM) is before
