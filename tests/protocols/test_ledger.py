@@ -74,7 +74,7 @@ GOOD = [
     joined(MEDICINE, "medicine"),
     joined(LAW, "law"),
     admitted(MEDICINE),
-    ("refused", ZEROS, seal(contribution(LAW), LAW)),
+    ("refused", contribution(LAW).digest, seal(contribution(LAW), LAW)),
     admitted(LAW),
     admitted(MEDICINE, 2),
     withdrawn(LAW),
@@ -164,6 +164,9 @@ BASE = [first(), joined(MEDICINE, "medicine"), admitted(MEDICINE)]
         ([*BASE, withdrawn(MEDICINE), admitted(MEDICINE)], "withdrawn before"),
         ([*BASE, withdrawn(MEDICINE, 2)], "no such contribution"),
         ([*BASE, joined(LAW, "law"), withdrawn(LAW, of=MEDICINE)], "no such contribution"),
+        ([*BASE, ("refused", contribution(LAW).digest, admitted(LAW)[2])], "never enrolled"),
+        ([*BASE, ("refused", ZEROS, admitted(MEDICINE, 2)[2])], "but holds a document about"),
+        ([*BASE, ("refused", contribution(MEDICINE, 2).digest, lent(contribution(MEDICINE, 2), LAW))], "not signed"),
     ],
 )
 def test_entries_that_contradict(links: Sequence[Link], problem: str) -> None:

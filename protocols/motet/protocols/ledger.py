@@ -147,8 +147,10 @@ def _apply(standing: Standing, entry: LedgerEntry) -> None:
         case "withdrawn":
             _withdraw(standing, entry)
         case "refused":
-            key = _signed(entry).key
-            standing.refusals[key] = standing.refusals.get(key, 0) + 1
+            contribution = _signed(entry).open(Contribution)
+            _agree(entry, contribution.digest, signed_by=contribution.owner)
+            _contradicts(entry, contribution.owner not in standing.owners, "its owner was never enrolled")
+            standing.refusals[contribution.owner] = standing.refusals.get(contribution.owner, 0) + 1
         case "composite":
             pass
 
