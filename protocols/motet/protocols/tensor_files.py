@@ -80,10 +80,21 @@ def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> dict
 
     Raises TensorFileError for anything but a header whose tensors fill the file without overlap, gap or leftover.
     """
+    with _opened(path) as file:
+        return _header_of(path, file, max_header_bytes)
+
+
+def _opened(path: Path) -> BinaryIO:
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return _parse_header(_header_bytes(file, size, max_header_bytes), size)
+        return path.open("rb")
+    except OSError as error:
+        raise TensorFileError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
+
+
+def _header_of(path: Path, file: BinaryIO, limit: int) -> dict[str, StoredTensor]:
+    try:
+        size = os.fstat(file.fileno()).st_size
+        return _parse_header(_header_bytes(file, size, limit), size)
     except TensorFileError as error:
         raise TensorFileError(f"{path}: {error}") from error
     except OSError as error:
@@ -152,8 +163,12 @@ class TensorReader:
 
     def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
         self.path = path
-        self.header = read_header(path, max_header_bytes=max_header_bytes)
-        self._file = path.open("rb")
+        self._file = _opened(path)
+        try:
+            self.header = _header_of(path, self._file, max_header_bytes)
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
