@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from motet.client.batches import Batches, pack
-from motet.client.owner import OwnerHome
+from motet.client.owner import OwnerHome, TrainingConfig
 from motet.client.preparation import Material, prepare
-from motet.client.training import Progress, TrainedExpert, expert_model, learning_rate, train
-from motet.protocols.errors import AnchorMismatch, StatisticsError, TrainingError
+from motet.client.training import (
+    Progress,
+    TrainedExpert,
+    arithmetic_of,
+    device_of,
+    expert_model,
+    learning_rate,
+    train,
+)
+from motet.protocols.errors import AnchorMismatch, ConfigurationError, StatisticsError, TrainingError
 
 SCRIPT = """
 import sys, time
@@ -238,3 +246,18 @@ def test_beside_half_precision_only_the_expert_is_kept_in_float32(make_home, tmp
     assert train(material, settings, tmp_path / "whole", on_progress=whole.append) is not None
     assert seen[-1].loss < seen[0].loss - 0.1
     assert seen[-1].loss == pytest.approx(whole[-1].loss, rel=0.02)
+
+
+def test_a_device_that_torch_only_was_compiled_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled_for_a_gpu_that_is_not_there(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", compiled_for_a_gpu_that_is_not_there)
+    assert device_of(TrainingConfig()) == torch.device("cpu")
+    assert arithmetic_of(TrainingConfig()) == torch.float32
+    for word in ("cuda:0", "gpu"):
+        with pytest.raises(ConfigurationError, match=f"'{word}' under .*this machine has no accelerator"):
+            device_of(TrainingConfig(device=word))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    assert device_of(TrainingConfig(device="cuda:1")) == torch.device("cuda:1")
+    assert arithmetic_of(TrainingConfig()) == torch.bfloat16

@@ -33,7 +33,7 @@ from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
 from motet.protocols.contribution import TrainingRecord
-from motet.protocols.errors import TrainingError
+from motet.protocols.errors import ConfigurationError, TrainingError
 
 LAST_RATE = 0.1
 """The learning rate at the end, as a share of the peak."""
@@ -82,6 +82,7 @@ def train(
 
     Raises:
         TrainingError: the loss or its gradient is no longer finite, or a checkpoint is damaged.
+        ConfigurationError: this machine has no such device.
         StorageError: the disk is full.
     """
     torch.set_num_threads(config.threads)
@@ -219,10 +220,20 @@ class _Run:
 
 
 def device_of(config: TrainingConfig) -> torch.device:
-    """The device that "device" under [training] means on this machine."""
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """The device that "device" under [training] means on this machine. Raises ConfigurationError for another."""
+    here = torch.accelerator.current_accelerator(check_available=True)  # else: what torch was compiled for
+    if config.device == "auto":
+        return here or torch.device("cpu")
+    try:
+        wanted = torch.device(config.device)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", here.type if here else "cpu"):
+        raise ConfigurationError(
+            f"saw device = {config.device!r} under [training], wanted auto, cpu"
+            f"{f' or {here.type}' if here else ': this machine has no accelerator that torch can use'}"
+        )
+    return wanted
 
 
 def arithmetic_of(config: TrainingConfig) -> torch.dtype:
