@@ -57,13 +57,24 @@ def test_a_training_job_ends_with_a_receipt(make_home, coordinator) -> None:
     assert Signed.model_validate(result["receipt"]).open(Receipt, by=home.config.coordinator).status == "admitted"
 
 
-def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator) -> None:
+def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator, monkeypatch) -> None:
+    told = list[str]()
+    update = Spool.update
+
+    def heard(self, name, state, progress=None, detail=None, result=None) -> JobState:
+        told.append(detail or "")
+        return update(self, name, state, progress, detail, result)
+
+    monkeypatch.setattr(Spool, "update", heard)
+    monkeypatch.setattr("motet.client.worker.REPORT_SECONDS", 0.0)
     home = make_home(contribution={"consent": "ask"})
     job = ask(home)
     state = run_once(home, job)
     assert state.state == "waiting"
+    assert len(told) > 6
     assert "motet contribute" in state.detail
     assert coordinator.received == []
+    assert not any(word in line for line in told for word in ("loss", "documents"))
     contribute(home, find_packed(home))
     assert state_of(home, job).state == "done"
     assert len(coordinator.received) == 1

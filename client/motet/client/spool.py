@@ -71,6 +71,7 @@ class Spool:
         self._lock_path = home / "spool" / "worker.lock"
         self._edit_path = home / "spool" / "edit.lock"
         self._held: int | None = None
+        self._told: set[Path] = set()
         with storage_errors(self._jobs):
             self._jobs.mkdir(parents=True, exist_ok=True)
 
@@ -230,7 +231,9 @@ class Spool:
             try:
                 found.append(self._read_path(path))
             except SpoolError as error:
-                logger.warning("%s", error)
+                if path not in self._told:  # the queue is looked at several times a second
+                    self._told.add(path)
+                    logger.warning("%s", error)
         return sorted(found, key=lambda file: (file.submitted, file.state.id))
 
     def _path(self, name: str) -> Path:

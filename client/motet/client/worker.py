@@ -140,7 +140,9 @@ class _JobRun:
             self._train(home)
 
     def _train(self, home: OwnerHome) -> None:
-        packed = make_contribution(home, report=self._report, should_stop=self.stopping.is_set)
+        # Before the owner agrees, not even a loss leaves: the coordinator reads a job's state.
+        report = self._report if home.config.contribution.consent == "automatic" else self._report_share
+        packed = make_contribution(home, report=report, should_stop=self.stopping.is_set)
         if packed is None:
             raise _Stopped
         settings = home.config.contribution
@@ -167,6 +169,10 @@ class _JobRun:
         if now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._tell("running", progress=share, detail=line)
+
+    def _report_share(self, share: float, line: str) -> None:
+        _log.info("%s: %s", self.job.id, line)
+        self._report(share, "at work")
 
     def _report_or_stop(self, share: float, line: str) -> None:
         if self.stopping.is_set():
