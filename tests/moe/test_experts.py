@@ -172,7 +172,7 @@ def test_soup_is_the_float32_mean_rounded_once(anchor, rows):
         Expert(**NAMED, rows=rows, ffn={name: torch.full_like(tensor, value) for name, tensor in anchor.ffn().items()})
         for value in (1.0, 1.0078125, 2.0)
     ]
-    averaged = soup(experts)
+    averaged = soup([expert.ffn for expert in experts])
 
     expected = torch.tensor((1.0 + 1.0078125 + 2.0) / 3).bfloat16()
     assert all((tensor == expected).all() for tensor in averaged.values())

@@ -109,7 +109,7 @@ def test_rows_equal_models_built_one_by_one(anchor: Anchor, composite_directory:
     windows = windows_of(anchor.tokenizer(), DOCUMENTS, sequence_length=16)
     dense = anchor.model(torch.float32)
     expected: dict[str, Score] = {"anchor": score_windows(dense, windows)}
-    mean = soup([medicine, law])
+    mean = soup([medicine.ffn, law.ffn])
     for row, ffn in {"expert:medicine": medicine.ffn, "expert:law": law.ffn, "soup": mean}.items():
         with swap_ffn(dense, ffn):
             expected[row] = score_windows(dense, windows)

@@ -129,13 +129,17 @@ def read_expert(path: Path, anchor: Anchor, *, name: str, contribution: str) -> 
         return Expert(name=name, contribution=contribution, ffn=ffn, rows=_read_rows(reader, anchor.manifest))
 
 
-def soup(experts: Sequence[Expert]) -> dict[str, Tensor]:
-    """The uniform soup: the mean of the experts' feed-forward tensors in float32, rounded to their dtype."""
-    if not experts:
+def soup(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The uniform soup: the mean of the experts' feed-forward tensors in float32, in the dtype that they have.
+
+    It is rounded as experts are, to that dtype, or to `stored` when the tensors at hand were widened for arithmetic.
+    Raises ExpertError when there is none to average.
+    """
+    if not ffns:
         raise ExpertError("saw no expert, wanted at least one to average")
     return {
-        name: torch.stack([expert.ffn[name].float() for expert in experts]).mean(dim=0).to(tensor.dtype)
-        for name, tensor in experts[0].ffn.items()
+        name: torch.stack([ffn[name].float() for ffn in ffns]).mean(dim=0).to(stored or tensor.dtype).to(tensor.dtype)
+        for name, tensor in ffns[0].items()
     }
 
 

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import ANCHOR
+from motet.moe.experts import soup
 from motet.protocols.contribution import Score
 from motet.protocols.errors import AssemblyError, DataError
 
@@ -163,7 +164,7 @@ def _rows(model: MotetForCausalLM, windows: Windows, stored: torch.dtype) -> Ite
     closed = [name for name in model.config.names if name != ANCHOR]
     dense = {"anchor": ffns[ANCHOR], **{f"expert:{name}": ffns[name] for name in closed}}
     if closed:
-        dense["soup"] = _mean([ffns[name] for name in closed], stored)
+        dense["soup"] = soup([ffns[name] for name in closed], stored)
     for row, ffn in dense.items():
         yield row, partial(_score_dense, model, ffn, windows)
     yield "composite", partial(score_windows, model, windows)
@@ -180,14 +181,6 @@ def _stored_dtype(composite: Path) -> torch.dtype:
     """The dtype that experts are stored in, whatever the model is loaded as."""
     stored = json.loads((composite / "config.json").read_text(encoding="utf-8")).get("dtype")
     return getattr(torch, stored or "float32")  # type: ignore[no-any-return]
-
-
-def _mean(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype) -> dict[str, Tensor]:
-    """The uniform soup, rounded to the dtype that experts are stored in, as `experts.soup` has it."""
-    return {
-        name: torch.stack([ffn[name].float() for ffn in ffns]).mean(dim=0).to(stored).to(tensor.dtype)
-        for name, tensor in ffns[0].items()
-    }
 
 
 def _padded(windows: Sequence[tuple[int, list[int]]], filler: int) -> tuple[Tensor, Tensor, Tensor]:
