@@ -3,6 +3,7 @@
 import random
 import resource
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.transfer import AccessRequest, Patience, connect, probe, upload, withdraw
 from motet.protocols.transfer import expert_transfer_pb2 as pb2
 from motet.protocols.transfer.expert_transfer_pb2_grpc import ExpertTransferStub
+from motet.protocols.transfer.service import MAX_STRANGERS
 
 MIB = 1 << 20
 
@@ -451,3 +453,45 @@ def test_upload_wants_a_manifest_of_its_own_key(site):
             audience="a",
             coordinator=site.coordinator.public,
         )
+
+
+def test_what_a_killed_server_left_of_a_decided_upload_goes(site):
+    data = _bytes(MIB)
+    signed, path = site.contribution(data)
+    with site.serving() as rules:
+        site.upload(signed, path)
+        name = signed.open(Contribution).digest.removeprefix("sha256:")
+        left = [rules.intake_directory / f"{name}.{suffix}" for suffix in ("part", "journal")]
+        for file in left:
+            file.write_bytes(b"as if the process had died before it came to this")
+        site.upload(signed, path)
+        assert not any(file.exists() for file in left)
+
+
+def _first_refusal(stub):
+    for _ in range(400):
+        call = stub.Push.future(iter([]))
+        if call.code() is not grpc.StatusCode.OK:
+            return dict(call.trailing_metadata()).get("motet-reason")
+        time.sleep(0.05)
+    return None
+
+
+def test_streams_that_say_nothing_keep_nobody_else_out(site):
+    """Anybody can open them, without a key: they must not use up the threads that serve owners."""
+    data = _bytes(MIB)
+    signed, path = site.contribution(data)
+    silence = threading.Event()
+
+    def nothing():
+        silence.wait(30)
+        yield from ()
+
+    with site.serving(max_workers=MAX_STRANGERS + 4), site.channel() as channel:
+        stub = ExpertTransferStub(channel)
+        waiting = [stub.Push.future(nothing()) for _ in range(MAX_STRANGERS)]
+        assert _first_refusal(stub) == "busy"
+        assert _begin(site, stub, signed).offset == 0
+        silence.set()
+        assert [call.result(timeout=20).offset for call in waiting] == [0] * MAX_STRANGERS
+        assert site.upload(signed, path).receipt.open(Receipt).status == "admitted"

@@ -117,8 +117,7 @@ class Partial:
 
     def remove(self) -> None:
         """Delete the file, if it was not moved away, and its journal."""
-        self.path.unlink(missing_ok=True)
-        self._journal.unlink(missing_ok=True)
+        forget(self.path.parent, self.path.stem)
 
     def _recover(self) -> None:
         doubtful: deque[_Record] = deque(maxlen=_DOUBTFUL)
@@ -150,6 +149,12 @@ class Partial:
                 if len(data) != record.length or zlib.crc32(data) != record.checksum:
                     return index
         return len(records)
+
+
+def forget(directory: Path, name: str) -> None:
+    """Delete what is there of an upload, if anything."""
+    for suffix in ("part", "journal"):
+        (directory / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def forget_stale(directory: Path, *, days: float) -> None:

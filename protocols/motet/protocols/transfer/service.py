@@ -4,8 +4,10 @@ Memory does not grow with the size of an update: chunks go to disk as they come.
 """
 
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import BinaryIO
 
 import grpc  # type: ignore[import-untyped]
@@ -18,13 +20,16 @@ from motet.protocols.transfer import expert_transfer_pb2 as pb2
 from motet.protocols.transfer.access import AccessRequest, Action
 from motet.protocols.transfer.expert_transfer_pb2_grpc import ExpertTransferServicer
 from motet.protocols.transfer.nonces import Nonces
-from motet.protocols.transfer.partial import MAX_CHUNK_BYTES, Partial
+from motet.protocols.transfer.partial import MAX_CHUNK_BYTES, Partial, forget
 from motet.protocols.transfer.policy import TransferPolicy
 from motet.protocols.transfer.publication import MAX_MANIFEST_BYTES, Listing, harmless
 from motet.protocols.transfer.refusals import refusing
 from motet.protocols.transfer.sessions import Reading, Sessions
 from motet.protocols.transfer.stall import STALL_SECONDS, Watchdog
 from motet.protocols.transfer.uploads import Upload
+
+MAX_STRANGERS = 16
+"""Push streams that may wait for their first chunk: each keeps a thread, and anybody can open one."""
 
 
 class ExpertTransferService(ExpertTransferServicer):
@@ -35,6 +40,7 @@ class ExpertTransferService(ExpertTransferServicer):
         self._stall_seconds = stall_seconds
         self._nonces = Nonces()
         self._sessions = Sessions()
+        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
 
     def Nonce(self, request: pb2.NonceRequest, context: grpc.ServicerContext) -> pb2.NonceReply:  # noqa: N802
         """A nonce for anybody who asks."""
@@ -51,8 +57,9 @@ class ExpertTransferService(ExpertTransferServicer):
         """Write the chunks behind what is there."""
         upload: Upload | None = None
         with refusing(context), Watchdog(context.cancel, seconds=self._stall_seconds) as watchdog:
+            first = self._first(request_iterator)
             try:
-                for chunk in request_iterator:
+                for chunk in chain(first, request_iterator):
                     watchdog.touch()
                     upload = self._sessions.upload(chunk.session)
                     upload.append(chunk.session, offset=chunk.offset, data=chunk.data, checksum=chunk.crc32)
@@ -95,6 +102,18 @@ class ExpertTransferService(ExpertTransferServicer):
             _require_subject(access, withdrawal.digest)
             return pb2.ReceiptReply(receipt=self._policy.withdraw(signed).canonical())
 
+    def _first(self, chunks: Iterator[pb2.Chunk]) -> list[pb2.Chunk]:
+        """Wait for the first chunk, which says whose stream this is; only so many may wait, whoever they are."""
+        if not self._strangers.acquire(blocking=False):
+            raise TransferRefused("too many streams have begun without a chunk; try again", reason="busy")
+        try:
+            first = list(islice(chunks, 1))
+        finally:
+            self._strangers.release()
+        for chunk in first:
+            self._sessions.upload(chunk.session)
+        return first
+
     def _authorised(self, access: bytes, action: Action) -> AccessRequest:
         """Check signature, audience, enrolment and nonce, in this order: only owners can spend nonces."""
         signed = Signed.parse(access)
@@ -122,6 +141,7 @@ class ExpertTransferService(ExpertTransferServicer):
         _require_subject(access, manifest.digest)
         receipt = self._policy.check(manifest, signed)
         if receipt is not None:
+            forget(self._policy.intake_directory, hex_of(manifest.digest))  # a process may have died before it did
             return pb2.BeginReply(receipt=receipt.canonical())
         upload = self._sessions.share_upload(manifest.digest, lambda: self._start(manifest, signed))
         if upload.receipt is not None:
