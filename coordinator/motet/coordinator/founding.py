@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -57,8 +59,6 @@ def init(
         AnchorError, StatisticsError: the anchor or its statistics are.
         StorageError: the disk is full or not writable.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigurationError(f"{path} exists and is not an empty folder; choose another one for the new home")
     terms: _Terms = {
         "name": _checked(name),
         "addresses": addresses,
@@ -66,19 +66,26 @@ def init(
         "routing": routing,
         "training": training,
     }
+    with _made_whole(path) as building:
+        return _found(building, terms, _publish(building, anchor_directory, public_text), hosts)
+
+
+@contextmanager
+def _made_whole(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its name if all goes well, and is gone if not."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigurationError(f"{path} exists and is not an empty folder; choose another one for the new home")
     building = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with storage_errors(path):
             building.mkdir(parents=True)
-            pin = _publish(building, anchor_directory, public_text)
-            charter = _found(building, terms, pin, hosts)
+            yield building
             sync_directory(building)
             building.replace(path)
             sync_directory(path.absolute().parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    return charter
 
 
 class _Terms(TypedDict):
