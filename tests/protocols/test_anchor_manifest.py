@@ -39,7 +39,6 @@ def test_names_the_shape_of_the_feed_forward_layers(anchor_directory):
     manifest = AnchorManifest.of(anchor_directory)
 
     assert (manifest.layers, manifest.hidden_size, manifest.intermediate_size) == (2, 32, 48)
-    assert manifest.ffn_dtype == "BF16"
     assert manifest.ffn()[:3] == [
         TensorSpec(name="model.layers.0.mlp.gate_proj.weight", dtype="BF16", shape=(48, 32)),
         TensorSpec(name="model.layers.0.mlp.up_proj.weight", dtype="BF16", shape=(48, 32)),

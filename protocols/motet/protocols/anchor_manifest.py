@@ -127,11 +127,6 @@ class AnchorManifest(Document):
         """Width inside the feed-forward network."""
         return self._down.shape[1]
 
-    @property
-    def ffn_dtype(self) -> str:
-        """The safetensors dtype of the feed-forward tensors."""
-        return self._down.dtype
-
     def ffn(self) -> list[TensorSpec]:
         """The feed-forward tensors in layer order: gate_proj, up_proj, down_proj of each."""
         by_name = {tensor.name: tensor.spec for tensor in self._ffn_tensors}
