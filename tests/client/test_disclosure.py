@@ -1,11 +1,14 @@
 """What an error tells the coordinator: its kind, and nothing of what it says."""
 
 import inspect
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from motet.client.disclosure import disclosed, disclosing
 from motet.protocols import errors
+from motet.protocols.control import EvaluateRequest, TrainRequest
 from motet.protocols.errors import (
     AnchorMismatch,
     DataError,
@@ -14,6 +17,7 @@ from motet.protocols.errors import (
     TransferRefused,
     WorkerBusy,
 )
+from motet.protocols.jobs import StatusQuery
 
 PRIVATE = "cannot read /srv/patients/notes.jsonl"
 
@@ -53,3 +57,22 @@ def test_the_client_app_raises_only_kinds(caplog: pytest.LogCaptureFixture) -> N
     assert caught.value.__suppress_context__
     assert "patients" not in str(caught.value)
     assert PRIVATE in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:'click.utils:DeprecationWarning")  # typer's own imports, under Flower's
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_no_answer_of_the_client_app_names_a_path(tmp_path: Path, kind: str) -> None:
+    from motet.client import client_app
+    from motet.protocols.flower_records import pack
+
+    nothing = "sha256:" + "0" * 64
+    requests = {
+        "query": StatusQuery(charter=nothing),
+        "train": TrainRequest(charter=nothing),
+        "evaluate": EvaluateRequest(charter=nothing, composite=nothing),
+    }
+    message = SimpleNamespace(content=pack(requests[kind]))
+    context = SimpleNamespace(node_config={"motet-home": str(tmp_path), "motet-owner": "ed25519:" + "0" * 64})
+    with pytest.raises(FederationError, match="ConfigurationError") as caught:
+        getattr(client_app, kind)(message, context)
+    assert str(tmp_path) not in str(caught.value)

@@ -261,3 +261,11 @@ def test_a_device_that_torch_only_was_compiled_for_is_not_taken(monkeypatch: pyt
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     assert device_of(TrainingConfig(device="cuda:1")) == torch.device("cuda:1")
     assert arithmetic_of(TrainingConfig()) == torch.bfloat16
+
+
+def test_packing_in_parts_is_packing_at_once(make_home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_home()
+    material = prepare(home)
+    at_once = pack(material.anchor.tokenizer(), material.corpus.train, 32)
+    monkeypatch.setattr("motet.client.batches._TOKENIZED_AT_A_TIME", 7)
+    assert torch.equal(pack(material.anchor.tokenizer(), material.corpus.train, 32), at_once)
