@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,10 +31,16 @@ _GRACE_SECONDS = 5.0
 _LOG_TAIL_LINES = 12
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies; for `preexec_fn`."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to end this process when its parent dies; for `preexec_fn`.
+
+    Args:
+        parent: the parent's process id; given that, one who died before the asking is noticed too.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if parent not in (None, os.getppid()):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Troupe:
@@ -68,7 +75,7 @@ class Troupe:
                 stderr=subprocess.STDOUT,
                 env=self.environment | dict(environment or {}),
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
         self._running[name] = child
         if may_end:
