@@ -5,7 +5,8 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,6 +15,7 @@ from motet.protocols.output import Json, show
 from motet.protocols.report import Report
 
 MARKER = ".motet-demo"
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _COMPOSITES = ("composites", "composites-stock")
 
 
@@ -35,7 +37,8 @@ def demo(
 
     folder = directory.absolute()
     _make_room(folder)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: an end that leaves no process behind
+    for number in _ENDING:
+        signal.signal(number, _interrupt)
     try:
         with view_of(sys.stderr) as view:
             report = play(folder, view)
@@ -43,6 +46,13 @@ def demo(
         if not keep:
             _clear(folder)
     show(json.loads(report.canonical()), as_json=as_json, lines=summary(report))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does; clearing up takes seconds at most, and a second signal must not cut it short."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def summary(report: Report) -> list[str]:
