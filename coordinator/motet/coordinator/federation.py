@@ -228,8 +228,12 @@ class Federation:
     def _admit_container(self, path: Path) -> Filed:
         signed = read_manifest(path)
         contribution = signed.open(Contribution)
-        if (receipt := self.intake.check(contribution, signed)) is not None:
-            return self._filed(receipt)
+        try:
+            earlier = self.intake.check(contribution, signed)
+        except AdmissionRefused:  # not unpacked: its manifest alone gets it the receipt, or nothing for a stranger
+            return self._filed(self.intake.admit(signed, path, 0))
+        if earlier is not None:
+            return self._filed(earlier)
         with self.intake.workspace() as directory:
             signed, update = read_container(path, directory)
             return self._filed(self.intake.admit(signed, update, update.stat().st_size))
