@@ -87,7 +87,6 @@ def test_a_wrong_update_is_refused_recorded_and_does_no_harm(trained, on_stage, 
     assert "wanted" in receipt["message"]
     assert not list((stage.coordinator / "store" / "experts").iterdir())
     assert [kind for kind, _ in stage.ledger()][-1] == "refused"
-    stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator)
 
 
 def test_a_refused_file_says_why_to_people_too(trained, on_stage) -> None:
@@ -107,17 +106,22 @@ def test_a_refused_file_says_why_to_people_too(trained, on_stage) -> None:
 )
 def test_a_manifest_for_something_else_is_refused(trained, on_stage, field, value, reason) -> None:
     stage = on_stage(trained)
-    refused = stage.here("admit", forge(stage, "medicine", **{field: value}), "--dir", stage.coordinator, code=11)
-    assert reason in refused.message
-    assert "wanted" in refused.message
+    paper = ("--receipt", stage.root / "receipt.json")
+    refused = stage.here(
+        "admit", forge(stage, "medicine", **{field: value}), "--dir", stage.coordinator, *paper, code=11
+    )
+    assert reason in refused.out
+    assert "wanted" in refused.out
+    receipt = json.loads(json.loads(paper[1].read_bytes())["payload"])
+    assert (receipt["status"], receipt["reason"]) == ("refused", reason)
 
 
 def test_an_older_version_is_a_replay(gathered, on_stage) -> None:
     stage = on_stage(gathered)
     stage.here("admit", forge(stage, "medicine", version=7), "--dir", stage.coordinator)
     replayed = stage.here("admit", forge(stage, "medicine", version=6), "--dir", stage.coordinator, code=11)
-    assert "replayed" in replayed.message
-    assert "version 6, wanted one above 7" in replayed.message
+    assert "replayed" in replayed.out
+    assert "version 6, wanted one above 7" in replayed.out
 
 
 def test_strangers_are_turned_away_without_a_trace(trained, on_stage) -> None:
@@ -156,12 +160,16 @@ def cut(path: Path, offset: int) -> None:
 @pytest.mark.parametrize(("harm", "offset", "code"), [(tamper, -5000, 11), (cut, -5000, 4), (cut, 100, 4)])
 def test_a_damaged_file_is_refused_and_the_good_one_admitted(trained, on_stage, harm, offset, code) -> None:
     stage = on_stage(trained)
-    good = stage.file("medicine").read_bytes()
+    good, before = stage.file("medicine").read_bytes(), stage.ledger()
     harm(stage.file("medicine"), offset)
     refused = stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator, code=code)
     assert "again" in refused.err + refused.out
+    if code == 4:
+        assert stage.ledger() == before
+        return
     stage.file("medicine").write_bytes(good)
     stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator)
+    assert [kind for kind, _ in stage.ledger()][-2:] == ["refused", "admitted"]
 
 
 def test_an_update_that_changed_in_the_outbox_is_not_sent(trained, on_stage) -> None:

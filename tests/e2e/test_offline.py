@@ -86,8 +86,8 @@ def test_a_withdrawn_expert_leaves_the_store_and_does_not_come_back_by_the_same_
     assert not expert.exists()
     assert [kind for kind, _ in stage.ledger()].count("withdrawn") == 1
     refused = stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator, code=11)
-    assert "withdrawn" in refused.message
-    assert "new version" in refused.message
+    assert "withdrawn" in refused.out
+    assert "new version" in refused.out
     assert not expert.exists()
 
 
