@@ -1,9 +1,9 @@
 """Rebuilds everything the quickstart ships, from packages anyone can install.
 
-Needs this project's environment, npm, and Debian's apt-get and dpkg-deb; about ten minutes on one core.
+Needs this project's environment, npm, and Debian's apt-get and dpkg-deb; about ten minutes on one free core.
 
     python examples/quickstart/build.py text        # gather, render, drop near-duplicates, write the slices
-    python examples/quickstart/build.py anchor      # train the tokenizer and the anchor on the rest of the public text
+    python examples/quickstart/build.py anchor      # train the tokenizer and the anchor on other text
     python examples/quickstart/build.py statistics  # measure the anchor's public statistics
     python examples/quickstart/build.py score       # bits per byte of the anchor on every slice
     python examples/quickstart/build.py all         # the four in order
@@ -22,9 +22,10 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from gather import FACTBOOK, ICD, METAMATH, WORDNET
+from gather import FACTBOOK, ICD, METAMATH, STRUCTURED, WORDNET
 from pretrain import STEPS, save_anchor, train_anchor, train_tokenizer
 from render import Document, factbook, icd, metamath, well_sized, wordnet
+from structured import factbook_forms, package_text, wordnet_lines
 
 from motet.client.near_duplicates import distinct
 from motet.moe.anchor import STATISTICS_FILE, Anchor
@@ -36,6 +37,8 @@ HERE = Path(__file__).resolve().parent
 SLICES = ("public", "medicine", "mathematics")
 SLICE_BYTES = 285_000
 SCORED_WINDOW = 128
+# Bytes of structured text for the anchor: of factbook entries, of WordNet's lines, and at most of each package.
+FACTBOOK_BYTES, WORDNET_BYTES, PACKAGE_BYTES = 1_200_000, 200_000, 250_000
 SEED = 2
 
 
@@ -70,23 +73,41 @@ def fill(documents: Iterable[Document], limit: int) -> list[Document]:
     return chosen
 
 
+def country_profiles(cache: Path) -> list[tuple[str, str]]:
+    """(path, JSON) of every country in The World Factbook."""
+    return [(path, text) for path, text in FACTBOOK.files(cache, suffix=".json") if path.count("/") == 2]
+
+
+def wordnet_files(cache: Path) -> list[tuple[str, str]]:
+    """(part of speech, database) of WordNet's four data files."""
+    files = WORDNET.files(cache, suffix="")
+    return [(path.rsplit(".", 1)[-1], text) for path, text in files if "/dict/data." in path]
+
+
 def public_documents(cache: Path) -> tuple[list[Document], list[Document]]:
     """(the public slice, what is left for the anchor): half of the slice from each source, nothing on both sides."""
-    profiles = [(path, text) for path, text in FACTBOOK.files(cache, suffix=".json") if path.count("/") == 2]
+    profiles = country_profiles(cache)
     countries = shuffled_countries([document for path, text in profiles for document in factbook(path, text)])
-    glosses = shuffled(
-        [
-            document
-            for path, text in WORDNET.files(cache, suffix="")
-            if "/dict/data." in path
-            for document in wordnet(path.rsplit(".", 1)[-1], text)
-        ]
-    )
+    glosses = shuffled([document for name, text in wordnet_files(cache) for document in wordnet(name, text)])
     documents = without_repeats([*countries, *glosses])
     by_source = [[each for each in documents if each.id.startswith(source)] for source in ("factbook/", "wordnet/")]
     chosen = [document for source in by_source for document in fill(source, SLICE_BYTES // 2)]
     taken = {document.id for document in chosen}
     return shuffled(chosen), [document for document in documents if document.id not in taken]
+
+
+def structured_documents(cache: Path, public: Sequence[Document]) -> list[Document]:
+    """Structured text for the anchor: of countries that the public slice does not hold, WordNet's lines, packages."""
+    held = {document.id.split("/")[1] for document in public if document.id.startswith("factbook/")}
+    profiles = [(path, text) for path, text in country_profiles(cache) if Path(path).stem not in held]
+    countries = [document for path, text in profiles for document in factbook_forms(path, text)]
+    lines = [document for name, text in wordnet_files(cache) for document in wordnet_lines(name, text)]
+    chosen = fill(shuffled(well_sized(countries)), FACTBOOK_BYTES) + fill(shuffled(well_sized(lines)), WORDNET_BYTES)
+    for package, endings in STRUCTURED:
+        files = package.files(cache, suffix=endings)
+        pieces = [document for path, text in files for document in package_text(path, text)]
+        chosen += fill(shuffled(well_sized(pieces)), PACKAGE_BYTES)
+    return chosen
 
 
 def write_slices(cache: Path) -> None:
@@ -106,10 +127,14 @@ def write_slices(cache: Path) -> None:
 
 def write_anchor(cache: Path, steps: int) -> None:
     """Trains and writes the tokenizer and the anchor."""
-    texts = [document.text for document in public_documents(cache)[1]]
-    print(f"anchor's text: {len(texts)} documents, {sum(len(text.encode()) for text in texts)} bytes")
+    public, prose = public_documents(cache)
+    structured = structured_documents(cache, public)
+    for name, documents in (("prose", prose), ("structured", structured)):
+        print(f"anchor's {name}: {len(documents)} documents, {sum(document.size for document in documents)} bytes")
+    texts = [document.text for document in [*prose, *structured]]
+    last_texts = [document.text for document in [*prose, *structured[::4]]]
     tokenizer = train_tokenizer(texts)
-    save_anchor(train_anchor(tokenizer, texts, steps=steps), tokenizer, HERE / "anchor")
+    save_anchor(train_anchor(tokenizer, texts, last_texts, steps=steps), tokenizer, HERE / "anchor")
 
 
 def write_statistics() -> None:

@@ -46,8 +46,8 @@ class Package:
             )
         return path
 
-    def files(self, cache: Path, *, suffix: str) -> Iterator[tuple[str, str]]:
-        """(path inside the package, UTF-8 text) of each file whose path ends in `suffix`, sorted by path."""
+    def files(self, cache: Path, *, suffix: str | tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        """(path inside the package, UTF-8 text) of each file whose path ends in `suffix`, or in one of them, sorted."""
         path = self.fetch(cache)
         if self.registry == "pip":
             with zipfile.ZipFile(path) as wheel:
@@ -103,4 +103,70 @@ METAMATH = Package(
     archive="metamath-databases_0.0.0~20210101.git55fe226-2_all.deb",
     sha256="c72523c221db6c1039fa909150f9c53fb9175809792f2e80e55e1baa965445a1",
     licence="CC0-1.0",
+)
+FASTIFY = Package(
+    registry="npm",
+    name="fastify",
+    version="5.6.1",
+    archive="fastify-5.6.1.tgz",
+    sha256="51d4b0dbe007229304d036d47c33603d26de58abbabc1ffde9b2f6b0c882d3a8",
+    licence="MIT",
+)
+UNDICI = Package(
+    registry="npm",
+    name="undici",
+    version="7.16.0",
+    archive="undici-7.16.0.tgz",
+    sha256="b6f3f45d748afc9e241e14a7fc33348238cba2bd91134f18deb096e17259dd65",
+    licence="MIT",
+)
+BOOTSTRAP = Package(
+    registry="npm",
+    name="bootstrap",
+    version="5.3.8",
+    archive="bootstrap-5.3.8.tgz",
+    sha256="8b02d4a7482e0f0a2b1da58f1c9c86830e96cc2f77f094f89e4681b19886bc38",
+    licence="MIT",
+)
+COMMANDER = Package(
+    registry="npm",
+    name="commander",
+    version="14.0.1",
+    archive="commander-14.0.1.tgz",
+    sha256="a9bb12a316cff1290ba35a647c96c6a83d6b5fe95f51a817058d4171d4f6e2b0",
+    licence="MIT",
+)
+BOILERPLATE = Package(
+    registry="npm",
+    name="html5-boilerplate",
+    version="9.0.1",
+    archive="html5-boilerplate-9.0.1.tgz",
+    sha256="19baebf4f0d07007453a12cdd4a34a71af53311953ce05a608843c4c2d02c70d",
+    licence="MIT",
+)
+MIME_DB = Package(
+    registry="npm",
+    name="mime-db",
+    version="1.54.0",
+    archive="mime-db-1.54.0.tgz",
+    sha256="2b21054e65d0eabd58c5002d2713e968dd47b15700bfed4b7281a344ded1c420",
+    licence="MIT",
+)
+MDN_DATA = Package(
+    registry="npm",
+    name="mdn-data",
+    version="2.25.0",
+    archive="mdn-data-2.25.0.tgz",
+    sha256="8251fed57c13646f989a8cc5dc419a0a5c2fabb8aff304e7cc786a3bf7390e75",
+    licence="CC0-1.0",
+)
+# Documentation, style sheets and data that only the anchor's training sees: (package, the endings of its files read).
+STRUCTURED: tuple[tuple[Package, tuple[str, ...]], ...] = (
+    (FASTIFY, (".md",)),
+    (UNDICI, (".md",)),
+    (BOOTSTRAP, (".scss", "/dist/css/bootstrap.css")),
+    (COMMANDER, (".md",)),
+    (BOILERPLATE, (".html", ".css", ".md")),
+    (MIME_DB, ("/db.json",)),
+    (MDN_DATA, (".json",)),
 )

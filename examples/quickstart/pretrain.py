@@ -23,9 +23,9 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 2048
 POSITIONS = 512
-STEPS, WARM_UP = 2400, 100
+STEPS, LAST_STEPS, WARM_UP = 2600, 400, 100
 BATCH, WINDOW = 8, 256
-PEAK_RATE, LAST_RATE = 8e-3, 4e-4
+PEAK_RATE, LAST_RATE, SECOND_RATE = 8e-3, 4e-4, 1.5e-3
 SEED = 2
 
 
@@ -69,20 +69,36 @@ def anchor_config(tokenizer: PreTrainedTokenizerFast) -> Olmo2Config:
     )
 
 
-def train_anchor(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, steps: int = STEPS) -> Olmo2ForCausalLM:
-    """Trains in float32 on random windows of the texts laid end to end, and rounds the result to bf16."""
+def train_anchor(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    last_texts: Sequence[str],
+    *,
+    steps: int = STEPS,
+    last_steps: int = LAST_STEPS,
+) -> Olmo2ForCausalLM:
+    """Trains in float32 on `texts`, at a lower rate on `last_texts`, and rounds to bf16 after either."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     model = Olmo2ForCausalLM(anchor_config(tokenizer)).train()
-    stream = _token_stream(tokenizer, texts)
+    _descend(model, _token_stream(tokenizer, texts), steps, peak=PEAK_RATE, last=LAST_RATE)
+    with torch.no_grad():
+        for parameter in model.parameters():  # not the buffers: rotary frequencies stay exact
+            parameter.copy_(parameter.bfloat16())
+    _descend(model, _token_stream(tokenizer, last_texts), last_steps, peak=SECOND_RATE, last=0.0)
+    return model.to(torch.bfloat16).eval()
+
+
+def _descend(model: Olmo2ForCausalLM, stream: torch.Tensor, steps: int, *, peak: float, last: float) -> None:
+    """Trains on random windows of the stream."""
     draw = torch.Generator().manual_seed(SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
     started = time.monotonic()
     for step in range(steps):
         starts = torch.randint(len(stream) - WINDOW, (BATCH, 1), generator=draw)
         windows = stream[starts + torch.arange(WINDOW)]  # (batch, window)
         loss = model(input_ids=windows, labels=windows, use_cache=False).loss
-        optimizer.param_groups[0]["lr"] = _rate(step, steps)
+        optimizer.param_groups[0]["lr"] = _rate(step, steps, peak, last)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,15 +106,14 @@ def train_anchor(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, st
         if step % 100 == 0 or step == steps - 1:
             speed = (step + 1) * BATCH * WINDOW / (time.monotonic() - started)
             print(f"step {step:5d}  loss {loss.item():.3f} nats/token  {speed:.0f} tokens/s", file=sys.stderr)
-    return model.to(torch.bfloat16).eval()
 
 
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine from `PEAK_RATE` to `LAST_RATE`."""
+def _rate(step: int, steps: int, peak: float, last: float) -> float:
+    """Linear warm-up, then half a cosine from `peak` to `last`."""
     if step < WARM_UP:
-        return PEAK_RATE * (step + 1) / WARM_UP
+        return peak * (step + 1) / WARM_UP
     done = (step - WARM_UP) / max(1, steps - WARM_UP)
-    return LAST_RATE + (PEAK_RATE - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+    return last + (peak - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 def _token_stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:

@@ -133,20 +133,21 @@ def factbook(path: str, profile: str) -> Iterator[Document]:
         return
     code = path.rsplit("/", 1)[-1].removesuffix(".json")
     for chapter, fields in chapters.items():
-        lines = ((f"{chapter}/{field}", line) for field, line in _fields(fields))
+        lines = ((f"{chapter}/{field}", f"{field}: {text}") for field, text in factbook_fields(fields))
         yield from grouped(lines, f"factbook/{code}", separator="\n", title=f"{name}: {chapter}\n")
 
 
-def _fields(node: dict[str, Any], label: str = "") -> Iterator[tuple[str, str]]:
+def factbook_fields(node: dict[str, Any], label: str = "") -> Iterator[tuple[str, str]]:
+    """(label, text) of each text below a node; a label holds those above it, joined by commas."""
     for key, value in node.items():
         if key == "text":
-            yield label, f"{label}: {_one_line(str(value))}"
+            yield label, _one_line(str(value))
         elif isinstance(value, dict):
-            yield from _fields(value, f"{label}, {key}" if label else key)
+            yield from factbook_fields(value, f"{label}, {key}" if label else key)
 
 
 # WordNet: "offset lexical-file part-of-speech count word id word id ... | gloss".
-_CLOSED_SUBJECTS = {"08", "23", "26"}  # noun.body, noun.quantity and noun.state: near to medicine and mathematics
+CLOSED_SUBJECTS = {"08", "23", "26"}  # noun.body, noun.quantity and noun.state: near to medicine and mathematics
 _SYNSET = re.compile(r"^\d{8} (?P<file>\d\d) \w (?P<count>[0-9a-f]{2}) (?P<rest>.*?) \| (?P<gloss>.*)$", re.MULTILINE)
 
 
@@ -157,7 +158,7 @@ def wordnet(name: str, database: str) -> Iterator[Document]:
 
 def _synsets(database: str) -> Iterator[tuple[str, str]]:
     for match in _SYNSET.finditer(database):
-        if match["file"] not in _CLOSED_SUBJECTS:
+        if match["file"] not in CLOSED_SUBJECTS:
             words = match["rest"].split()[: 2 * int(match["count"], 16) : 2]
             spoken = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in words]
             yield words[0], f"{', '.join(spoken)}: {match['gloss'].strip()}."

@@ -116,11 +116,26 @@ def test_the_anchor_knows_public_text_far_better_than_the_owners() -> None:
     assert min(bits["medicine"], bits["mathematics"]) > bits["public"] + 1
 
 
+def test_the_anchor_is_an_honest_baseline_that_has_met_symbols_and_indentation() -> None:
+    torch.set_num_threads(1)
+    anchor = Anchor.load(ANCHOR)
+    model, tokenizer = anchor.model(dtype=torch.float32), anchor.tokenizer()
+    code = [Path(json.__file__).read_text(encoding="utf-8")[:12_000]]
+    assert bits_per_byte(score(model, tokenizer, code, sequence_length=128)) < 5.5
+    assert bits_per_byte(score(model, tokenizer, texts("mathematics")[:25], sequence_length=128)) < 6.5
+
+
+def test_indentation_takes_few_tokens() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(ANCHOR, local_files_only=True)
+    assert len(tokenizer("{" + "\n        " + "}")["input_ids"]) <= 4
+
+
 def test_the_readme_names_every_file_and_every_source_with_its_licence() -> None:
     readme = (QUICKSTART / "README.md").read_text(encoding="utf-8")
     shipped = [path.name for folder in ("anchor", "text") for path in (QUICKSTART / folder).iterdir()]
     gather = module("gather")
     packages = [gather.FACTBOOK, gather.WORDNET, gather.ICD, gather.METAMATH]
+    packages += [package for package, _ in gather.STRUCTURED]
     sources = [word for package in packages for word in (package.name, package.version, package.licence)]
     assert [word for word in [*shipped, *sources] if word not in readme] == []
 
@@ -164,10 +179,53 @@ def test_synsets_become_words_and_meanings_without_the_owners_subjects() -> None
     assert set(document.text.splitlines()) == {'ice cream, sweet: cold; "he ate it".'}
 
 
+@cache
+def structured() -> ModuleType:
+    """The module, with the neighbour it imports by its bare name."""
+    sys.modules.setdefault("render", module("render"))
+    return module("structured")
+
+
+PROFILE = json.dumps(
+    {
+        chapter: {"Area": {"total": {"text": f"{'wide ' * 70}land"}, "note": {"text": "about {half} of it"}}}
+        for chapter in ("Geography", "Government", "Economy", "Energy", "Transportation", "Communications")
+    }
+)
+
+
+def test_a_country_takes_structured_forms_that_hold_its_facts() -> None:
+    rendered = {
+        document.id.split("/")[0]
+        for code in ("aa", "bb", "cc", "dd", "ee", "ff")
+        for document in structured().factbook_forms(f"europe/{code}.json", PROFILE)
+        if "wide land" in document.text and "about {half} of it" in document.text
+    }
+    assert len(rendered) == 6
+
+
+def test_json_keeps_its_indentation() -> None:
+    assert structured()._json_by_two("Area", {"total": {"text": "5"}}).splitlines()[1] == '  "Area": {'
+
+
+def test_wordnet_lines_hold_no_meaning_and_no_subject_of_the_owners() -> None:
+    line = "00001740 {} n 01 ice_cream 0 001 @ 00000001 n 0000 | cold; sweet\n"
+    (document,) = structured().wordnet_lines("noun", "  1 a licence\n" + line.format("13") * 25 + line.format("26"))
+    assert set(document.text.splitlines()) == {"00001740 13 n 01 ice_cream 0 001 @ 00000001 n 0000"}
+
+
+def test_a_packages_file_keeps_indentation_and_blank_lines() -> None:
+    text = "a {\n\n    color: red;\n}\n"
+    documents = list(structured().package_text("package/a.css", text * 100))
+    assert "\n".join(document.text for document in documents) + "\n" == text * 100
+
+
 @pytest.mark.slow
 def test_training_gives_the_same_bytes_again() -> None:
     pretrain = module("pretrain")
     tokenizers = [pretrain.train_tokenizer(texts("public")) for _ in range(2)]
     assert tokenizers[0].backend_tokenizer.to_str() == tokenizers[1].backend_tokenizer.to_str()
-    models = [pretrain.train_anchor(tokenizers[0], texts("public"), steps=3).state_dict() for _ in range(2)]
+    corpora = (texts("public"), texts("public")[:50])
+    trained = [pretrain.train_anchor(tokenizers[0], *corpora, steps=3, last_steps=2) for _ in range(2)]
+    models = [model.state_dict() for model in trained]
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
