@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -79,3 +81,23 @@ def test_an_interrupt_keeps_a_checkpoint_and_gives_everything_back(make_home) ->
 def test_a_home_that_is_none_is_named(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match=r"owner\.toml"):
         plan_training(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_130_and_goes_on_when_run_again(make_home) -> None:
+    home = make_home(training={"steps": 200, "checkpoint_every": 5})
+    command = [sys.executable, "-m", "motet.cli", "train", "--dir", str(home.path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(home.work.glob("training/*/training.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "run the same command again" in told
+    assert packed_contributions(home) == []
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert len(packed_contributions(home)) == 1
