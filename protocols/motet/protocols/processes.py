@@ -14,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,26 @@ def end_with_parent(parent: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while a child is started and noted: what a handler raises inside a fork is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, lambda seen, frame: caught.append(seen))
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        for each in caught:
+            signal.raise_signal(each)
+
+
 class Troupe:
     """A set of child processes with a log file each."""
 
@@ -67,8 +88,8 @@ class Troupe:
         self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None, may_end: bool = False
     ) -> subprocess.Popen[bytes]:
         """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`, and well."""
-        with (self._logs / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603 - our own commands
+        with (self._logs / f"{name}.log").open("ab") as log, _signals_later():
+            child = self._running[name] = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -77,7 +98,6 @@ class Troupe:
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, os.getpid()),
             )
-        self._running[name] = child
         if may_end:
             self._may_end.add(name)
         return child
