@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.client.spool import Spool
+from motet.client.spool import RECENT, Spool
 from motet.protocols.control import EvaluateRequest, TrainRequest
 from motet.protocols.errors import SpoolError, WorkerBusy
 from motet.protocols.jobs import job_id
@@ -171,3 +171,17 @@ def test_waiting_ends_with_the_first_change(tmp_path: Path) -> None:
     spool.update(job.id, "failed")
     assert spool.wait_for_change({job.id: "running"}, 20)[0].state == "failed"
     assert time.monotonic() - started < 5
+
+
+def test_a_status_holds_the_jobs_that_changed_last_and_waits_on_no_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    first = spool.submit("train", TrainRequest(charter="sha256:" + "f" * 64))
+    for number in range(RECENT + 3):
+        spool.submit("train", TrainRequest(charter=f"sha256:{number:064x}"))
+    assert first.id not in {job.id for job in spool.recent()}
+    seen = {job.id: job.state for job in spool.recent()}
+    began = time.monotonic()
+    spool.wait_for_change(seen, 0.4)
+    assert time.monotonic() - began >= 0.4
+    spool.update(first.id, "done")
+    assert spool.wait_for_change(seen, 20)[-1].id == first.id

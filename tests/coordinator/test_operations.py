@@ -14,7 +14,7 @@ from motet.coordinator import operations
 from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.operations import PATIENCE, _link, _Teller, _Watch
-from motet.coordinator.run_record import OwnerProgress, RunState
+from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState
 from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
 
@@ -152,3 +152,31 @@ def test_it_serves_on_when_the_run_is_through_until_a_signal(
     other.join()
     assert told[1] == f"the run is through: motet report --dir {home.path}; serving until Ctrl-C"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("phase", "status", "followed"),
+    [
+        ("gather", "running", True),
+        ("gather", "finished:failed", False),
+        ("gather", None, False),
+        ("done", "running", False),
+    ],
+)
+def test_a_run_that_goes_on_is_followed_not_doubled(
+    tmp_path: Path, phase: RunPhase, status: str | None, followed: bool
+) -> None:
+    class Link:
+        def status(self, run: str) -> str:
+            if status is None:
+                raise FederationError(f"the SuperLink does not know the run {run}")
+            return status
+
+    with RunRecord.hold(tmp_path, "7") as record:
+        record.publish(RunState(run="7", phase=phase, updated=0.0))
+    found = operations._going_on(cast(SuperLink, Link()), tmp_path)
+    assert found == ("7" if followed else None)
+
+
+def test_without_a_run_before_nothing_is_followed(tmp_path: Path) -> None:
+    assert operations._going_on(cast(SuperLink, None), tmp_path) is None

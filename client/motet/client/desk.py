@@ -24,8 +24,6 @@ from motet.protocols.jobs import InlineUpdate, Request, StatusQuery, contributio
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
 
-_NEWEST_JOBS = 16  # keeps a status far below the limit of a document
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Desk:
@@ -77,8 +75,8 @@ class Desk:
         return self.status(), inline
 
     def status(self) -> OwnerStatus:
-        """How the newest jobs stand."""
-        jobs = tuple(self.spool.jobs()[-_NEWEST_JOBS:])
+        """How the jobs stand that changed last."""
+        jobs = tuple(self.spool.recent())
         return OwnerStatus(owner=self.owner, name=self.name, worker_alive=self.spool.worker_alive(), jobs=jobs)
 
     def _require_charter(self, digest: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from motet.client.data import Corpus, load_corpus
+from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome
-from motet.client.training import arithmetic_of, device_of
 from motet.moe.scoring import score_rows
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, hex_of, write_atomically

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome, read_signed
 from motet.client.preparation import Material
-from motet.client.training import TrainedExpert, arithmetic_of, device_of
+from motet.client.training import TrainedExpert
 from motet.moe.experts import read_update, swap_ffn, write_update
 from motet.moe.scoring import bits_per_byte, score_windows, windows_of
 from motet.protocols.canonical import file_digest, storage_errors, sync_directory, write_atomically

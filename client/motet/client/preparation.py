@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from motet.client.data import Corpus, load_corpus, load_public
+from motet.client.devices import device_of
 from motet.client.owner import OwnerHome, require_licence
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.routing import RoutingRows, lda_rows
@@ -22,8 +23,8 @@ from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, file_digest, hex_of
 from motet.protocols.errors import StatisticsError, TransferBroken
 
-MEASURED_TOKENS = 1 << 20
-"""Tokens of the owner's text that its statistics are measured on, at most."""
+MEASURED_TOKENS = 1 << 17
+"""Tokens of the owner's text that its statistics are measured on, at most: some dozens for each direction kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def prepare(home: OwnerHome) -> Material:
     require_licence(home.config, home.charter)
     anchor = open_anchor(home)
     corpus, public = load_texts(home)
-    own = _own_statistics(anchor, corpus, home.work / "statistics")
+    own = _own_statistics(anchor, corpus, home.work / "statistics", device_of(home.config.training))
     return Material(
         name=home.config.name,
         charter=home.charter.digest,
@@ -131,12 +132,12 @@ def _public_statistics(anchor: Anchor, home: OwnerHome) -> Statistics:
     return statistics
 
 
-def _own_statistics(anchor: Anchor, corpus: Corpus, folder: Path) -> Statistics:
+def _own_statistics(anchor: Anchor, corpus: Corpus, folder: Path, device: torch.device) -> Statistics:
     key = digest_of({"anchor": anchor.digest, "corpus": corpus.digest, "tokens": MEASURED_TOKENS})
     path = folder / f"{hex_of(key)}.safetensors"
     if path.exists():
         return Statistics.load(path, expect=anchor.digest)
     _log.info("measuring the text's statistics on the anchor")
-    statistics = measure(anchor, corpus.train, max_tokens=MEASURED_TOKENS)
+    statistics = measure(anchor, corpus.train, max_tokens=MEASURED_TOKENS, device=device)
     statistics.save(path)
     return statistics

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.02
 _MAX_DETAIL = 2000
+RECENT = 16
+"""Jobs in a status: it stays far below the limit of a document."""
 _IN_ORDER = ("running", "queued")
 
 
@@ -94,6 +96,10 @@ class Spool:
     def jobs(self) -> list[JobState]:
         """Every readable job, the oldest first."""
         return [file.state for file in self._files()]
+
+    def recent(self) -> list[JobState]:
+        """The jobs that changed last, the latest last, at most `RECENT`: what a status tells."""
+        return sorted(self.jobs(), key=lambda job: job.updated)[-RECENT:]
 
     def job(self, name: str) -> Job:
         """One job by its id.
@@ -157,13 +163,13 @@ class Spool:
             return self._write(file.model_copy(update={"state": new}))
 
     def wait_for_change(self, seen: dict[str, Phase], seconds: float) -> list[JobState]:
-        """The jobs, as soon as one is news against `seen`, at the latest after `seconds`.
+        """The recent jobs, as soon as one is news against `seen`, at the latest after `seconds`.
 
         That a queued job runs is no news: telling it would cost a message without moving anything.
         """
         deadline = time.monotonic() + seconds
         while True:
-            jobs = self.jobs()
+            jobs = self.recent()
             if any(_is_news(seen.get(job.id), job.state) for job in jobs) or time.monotonic() >= deadline:
                 return jobs
             time.sleep(0.25)

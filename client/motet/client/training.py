@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
+from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
 from motet.moe.composite import MotetForCausalLM, compose
@@ -33,7 +34,7 @@ from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
 from motet.protocols.contribution import TrainingRecord
-from motet.protocols.errors import ConfigurationError, TrainingError
+from motet.protocols.errors import TrainingError
 
 LAST_RATE = 0.1
 """The learning rate at the end, as a share of the peak."""
@@ -217,30 +218,6 @@ class _Run:
         loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()) / self.batches.accumulation
         self.accelerator.backward(loss)
         return float(loss.detach())
-
-
-def device_of(config: TrainingConfig) -> torch.device:
-    """The device that "device" under [training] means on this machine. Raises ConfigurationError for another."""
-    here = torch.accelerator.current_accelerator(check_available=True)  # else: what torch was compiled for
-    if config.device == "auto":
-        return here or torch.device("cpu")
-    try:
-        wanted = torch.device(config.device)
-    except RuntimeError:
-        wanted = None
-    if wanted is None or wanted.type not in ("cpu", here.type if here else "cpu"):
-        raise ConfigurationError(
-            f"saw device = {config.device!r} under [training], wanted auto, cpu"
-            f"{f' or {here.type}' if here else ': this machine has no accelerator that torch can use'}"
-        )
-    return wanted
-
-
-def arithmetic_of(config: TrainingConfig) -> torch.dtype:
-    """The dtype that "dtype" under [training] means on this machine."""
-    if config.dtype == "auto":
-        return torch.float32 if device_of(config).type == "cpu" else torch.bfloat16
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
 def fingerprint(material: Material, config: TrainingConfig) -> str:

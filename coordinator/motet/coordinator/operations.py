@@ -18,7 +18,7 @@ from pathlib import Path
 from motet.coordinator.federation import Federation
 from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
-from motet.coordinator.run_record import OwnerProgress, RunState, wait_for_run
+from motet.coordinator.run_record import OwnerProgress, RunState, read_run, wait_for_run
 from motet.coordinator.service import serve_data_plane, set_by_signals
 from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
@@ -73,7 +73,8 @@ def run_federation(
 ) -> RunState:
     """Let the enrolled owners' nodes in, start a run and follow it to its end.
 
-    Owners enrolled while it goes on are let in too. Interrupting this leaves the run to the SuperLink.
+    Owners enrolled while it goes on are let in too. Interrupting this leaves the run to the SuperLink, and the same
+    command follows it again.
 
     Args:
         directory: the coordinator's home.
@@ -89,12 +90,27 @@ def run_federation(
         link.wait_until_ready(lambda: None)
         known = federation.flower_keys()
         link.register_all(known)
-        run = link.submit(dict(settings or {}))
-        announce(f"run {run} started")
+        run = _going_on(link, directory)
+        if run is None:
+            run = link.submit(dict(settings or {}))
+            announce(f"run {run} started")
+        else:
+            announce(f"run {run} is going on; following it, with the settings that it was started with")
         watch = _Watch(link, run, federation.flower_keys, registered=set(known))
         state = wait_for_run(directory, run, status=watch, on_change=_Teller(announce))
     announce(f"run {run} done, composite {state.composite}")
     return state
+
+
+def _going_on(link: SuperLink, directory: Path) -> str | None:
+    """The run that an earlier call left to this SuperLink, None if there is none or it has ended."""
+    state = read_run(directory)
+    if state is None or state.phase in ("done", "failed"):
+        return None
+    try:
+        return None if link.status(state.run).startswith("finished") else state.run
+    except FederationError:
+        return None  # of another SuperLink's time
 
 
 def run_all(directory: Path, *, settings: Settings | None = None, announce: Announce) -> None:

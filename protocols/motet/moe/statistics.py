@@ -132,21 +132,24 @@ def measure(
     max_tokens: int | None = None,
     skip_first: int = 1,
     rank: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> Statistics:
     """Measure every layer's MLP input on `texts`, computed in float32 on the stored weights.
 
     Each text is cut into sequences of at most `sequence_length` tokens; padding and the first `skip_first` positions
     of a sequence (BOS counts as one) are left out. Stops after the batch in which `max_tokens` positions were counted.
     `rank` is the covariances'; None means full covariances up to `MAX_DENSE_SIZE` hidden channels and `RANK` above.
+    The anchor runs on `device`; the sums are kept in float64 on the CPU.
     Raises StatisticsError when fewer than two positions remain, or the rank is not between 1 and the anchor's width.
     """
     sums = [_moments(anchor.manifest.hidden_size, rank) for _ in range(anchor.manifest.layers)]
     model = anchor.model(dtype=torch.float32)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     with _collecting(model, sums) as counted, torch.inference_mode():
         for ids, attention in _batches(anchor.tokenizer(), texts, sequence_length, batch_size):
             counted.mask = attention.bool()
             counted.mask[:, :skip_first] = False
-            model.model(input_ids=ids, attention_mask=attention, use_cache=False)
+            model.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False)
             if max_tokens is not None and sums[0].count >= max_tokens:
                 break
     if sums[0].count < 2:
@@ -177,7 +180,7 @@ def _collecting(model: Any, sums: list[Moments]) -> Iterator[_Counted]:  # noqa:
     counted = _Counted()
 
     def hook_of(layer_sums: Moments) -> Any:  # noqa: ANN401
-        return lambda module, arguments: layer_sums.add(arguments[0][counted.mask])
+        return lambda module, arguments: layer_sums.add(arguments[0].cpu()[counted.mask])
 
     hooks = [
         layer.mlp.register_forward_pre_hook(hook_of(layer_sums))
