@@ -31,7 +31,7 @@ $(TEST_STAMP): $(STAMP)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/motet demo $(DEMO_ARGS)
+	@$(BIN)/motet demo $(DEMO_ARGS)
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .
