@@ -33,6 +33,7 @@ def await_that(seen: Callable[[], object], what: str, seconds: float = 90.0) -> 
 
 def job_of(home: Path) -> JobState | None:
     jobs = Spool(home).jobs()
+    assert not [job.detail for job in jobs if job.state == "failed"]
     return jobs[0] if jobs else None
 
 
