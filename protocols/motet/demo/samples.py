@@ -29,7 +29,6 @@ def samples_of(composite: Path) -> list[Sample]:
     found = []
     for expert in (name for name in experts if name in PROMPTS and name != ANCHOR):
         inputs = tokenizer([PROMPTS[expert]] * 2, return_tensors="pt")
-        inputs.pop("token_type_ids", None)
         sets = [experts, [name for name in experts if name != expert]]
         tokens = model.generate(
             **inputs,
