@@ -17,16 +17,15 @@ home.join_request()                                                # signed, bin
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from motet.client.keys import flower_public_key, owner_key
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.charter import Charter
 from motet.protocols.contribution import RESERVED_NAMES, JoinRequest, Terms
-from motet.protocols.documents import Name, PublicKey, Strict, first_problem, read_toml
+from motet.protocols.documents import Name, PublicKey, Strict, TomlFile
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.signing import Signed, SigningKey, seal
 
@@ -95,8 +94,10 @@ class ContributionConfig(Strict):
     """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`."""
 
 
-class OwnerConfig(Strict):
+class OwnerConfig(TomlFile):
     """`owner.toml`."""
+
+    keys_documented_in: ClassVar[str] = "docs/owner.md"
 
     schema_: Literal["motet.owner/1"] = Field("motet.owner/1", alias="schema")
     name: Name
@@ -116,22 +117,6 @@ class OwnerConfig(Strict):
         if value in RESERVED_NAMES:
             raise ValueError(f"'{value}' names a row or a column of every report; choose another name")
         return value
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """Read `owner.toml`.
-
-        Raises:
-            ConfigurationError: it is missing, not TOML, or breaks a rule; the message names the key.
-        """
-        try:
-            return cls.model_validate(read_toml(path))
-        except ValidationError as error:
-            raise ConfigurationError(f"{path}: {first_problem(error)}; mend that key and try again") from error
-
-    def to_toml(self) -> str:
-        """The configuration as TOML; keys without a value are left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,15 +6,12 @@
 A home keeps two files: `charter.toml`, to be read by people, and `charter.signed.json`, whose signature holds.
 """
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from motet.protocols.canonical import Digest
-from motet.protocols.documents import Document, Name, PublicKey, Strict, first_problem, read_toml
-from motet.protocols.errors import ConfigurationError
+from motet.protocols.documents import Document, Name, PublicKey, Strict, TomlFile
 
 
 class AnchorPin(Strict):
@@ -75,8 +72,10 @@ class Addresses(Strict):
     """The Flower SuperLink, or the proxy in front of it."""
 
 
-class Charter(Document):
+class Charter(TomlFile, Document):
     """The rules of one federation."""
+
+    keys_documented_in: ClassVar[str] = "docs/charter.md"
 
     schema_: Literal["motet.charter/1"] = Field("motet.charter/1", alias="schema")
     name: Name
@@ -96,19 +95,3 @@ class Charter(Document):
         if not value.startswith("-----BEGIN CERTIFICATE-----"):
             raise ValueError("wanted a PEM certificate")
         return value
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """Read a charter file.
-
-        Raises:
-            ConfigurationError: it is missing, not TOML, or breaks a rule; the message names the key.
-        """
-        try:
-            return cls.model_validate(read_toml(path))
-        except ValidationError as error:
-            raise ConfigurationError(f"{path}: {first_problem(error)}; see docs/charter.md for the keys") from error
-
-    def to_toml(self) -> str:
-        """The charter as TOML; keys without a value are left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))

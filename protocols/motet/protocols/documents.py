@@ -9,8 +9,9 @@ Receipt.parse(path.read_bytes())            # DocumentError says what is wrong a
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from motet.protocols.canonical import canonical_json, digest_of
@@ -83,3 +84,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} is not readable TOML: {error}; mend it and try again") from error
+
+
+class TomlFile(Strict):
+    """A strict model that people read and write as TOML."""
+
+    keys_documented_in: ClassVar[str]
+    """The page that an error sends the reader to."""
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises:
+            ConfigurationError: it is missing, not TOML, or breaks a rule; the message names the key.
+        """
+        try:
+            return cls.model_validate(read_toml(path))
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"{path}: {first_problem(error)}; mend that key, {cls.keys_documented_in} lists them all"
+            ) from error
+
+    def to_toml(self) -> str:
+        """The model as TOML; keys without a value are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
