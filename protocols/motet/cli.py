@@ -80,7 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail(f"this command needs the package {error.name}: pip install 'motet[{extra}]'", 3)
     if result == INTERRUPTED:  # what typer makes of KeyboardInterrupt, without a word
-        return _fail("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+        return _fail("interrupted; what was complete is kept; run the same command again", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

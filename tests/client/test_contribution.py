@@ -1,6 +1,7 @@
 """From a trained expert to the coordinator's receipt: packing, sending, exporting, withdrawing, evaluating."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from motet.protocols.canonical import file_digest
 from motet.protocols.container import read_container
 from motet.protocols.contribution import EvaluationReport, Withdrawal
 from motet.protocols.errors import AssemblyError, ConfigurationError, TransferRefused
+from motet.protocols.locks import locked
 
 
 def packed_of(home: OwnerHome) -> Packed:
@@ -251,3 +253,18 @@ def test_a_digest_that_is_none_is_named(make_home, word: str) -> None:
         sign_withdrawal(home, word)
     with pytest.raises(ConfigurationError, match="at most 500"):
         sign_withdrawal(home, "sha256:" + "0" * 64, reason="x" * 501)
+
+
+def test_a_second_pull_of_a_composite_waits_for_the_first(make_home) -> None:
+    home = make_home()
+    packed = packed_of(home)
+    (home.path / "composites").mkdir()
+    digest = composite_of(packed, home, home.path / "composites" / "made")
+    (home.path / "composites" / "made").rename(home.composite(digest))
+    lock = home.composite(digest).with_name(f".{home.composite(digest).name}.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with locked(lock):
+            second = pool.submit(pull, home, digest)
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+        assert second.result(20) == home.composite(digest)

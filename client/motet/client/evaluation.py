@@ -15,10 +15,11 @@ from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome
 from motet.moe.scoring import score_rows
 from motet.protocols import transfer
-from motet.protocols.canonical import digest_of, hex_of, write_atomically
+from motet.protocols.canonical import digest_of, hex_of, storage_errors, write_atomically
 from motet.protocols.composite_manifest import CompositeManifest, read_composite_manifest, verify_composite
 from motet.protocols.contribution import EvaluationReport, Score
 from motet.protocols.errors import AnchorMismatch, AssemblyError
+from motet.protocols.locks import locked
 from motet.protocols.signing import Signed, seal
 
 
@@ -75,7 +76,7 @@ def _score(
 
 
 def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """The folder of a composite, fetched unless it is there, every byte of it verified.
+    """The folder of a composite, fetched unless it is there, every byte of it verified; one call at a time.
 
     Raises:
         TransferRefused, TransferBroken, StorageError: it cannot be fetched; the same call resumes.
@@ -83,23 +84,30 @@ def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None
         AnchorMismatch: it is made from another anchor than the charter's.
     """
     folder = home.composite(composite)
-    if not (folder / "composite.json").exists():
-        charter = home.charter
-        with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
-            transfer.fetch(
-                channel,
-                digest=composite,
-                into=folder,
-                key=home.key,
-                audience=transfer.audience_of(charter),
-                progress=progress,
-            )
-    try:
-        _require(verify_composite(folder), composite, home)
-    except AssemblyError:
-        shutil.rmtree(folder)  # so that the next call fetches it anew
-        raise
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")):  # `motet pull` may meet the worker here
+        if not (folder / "composite.json").exists():
+            _fetch(home, composite, folder, progress)
+        try:
+            _require(verify_composite(folder), composite, home)
+        except AssemblyError:
+            shutil.rmtree(folder)  # so that the next call fetches it anew
+            raise
     return folder
+
+
+def _fetch(home: OwnerHome, composite: str, folder: Path, progress: Callable[[int, int], None]) -> None:
+    charter = home.charter
+    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+        transfer.fetch(
+            channel,
+            digest=composite,
+            into=folder,
+            key=home.key,
+            audience=transfer.audience_of(charter),
+            progress=progress,
+        )
 
 
 def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> None:
