@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from motet.client.contribute import contribute, describe, export, send, sign_withdrawal, withdraw
-from motet.client.evaluation import evaluate
+from motet.client.evaluation import evaluate, pull
 from motet.client.owner import OwnerHome
 from motet.client.packing import Packed, find_packed, pack, packed_contributions
 from motet.client.preparation import prepare
@@ -244,7 +244,6 @@ def test_packing_refuses_what_is_not_finite(make_home) -> None:
 
 @pytest.mark.parametrize("word", ["medicine", "sha256:../../keys", "sha256:" + "A" * 64, ""])
 def test_a_digest_that_is_none_is_named(make_home, word: str) -> None:
-    from motet.client.evaluation import pull
 
     home = make_home()
     with pytest.raises(ConfigurationError, match=r"digest|pattern"):
