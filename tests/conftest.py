@@ -1,11 +1,15 @@
 """Anchors for tests: random, tiny, and real checkpoints in every other respect."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 MakeAnchor = Callable[..., Path]
+
+# As the command line sets it, before anything imports grpc: tests that talk gRPC also start children.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,13 @@ from typer.models import ArgumentInfo
 from motet.protocols.errors import MotetError
 
 INTERRUPTED = 130
-_QUIET = {"GRPC_VERBOSITY": "NONE", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What libraries would tell on stderr beside our own words, or warn about; read when they are imported."""
+_SURROUNDINGS = {
+    "GRPC_VERBOSITY": "NONE",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",  # children only exec; gRPC's own hooks in a fork can abort it
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Keeps libraries from telling on stderr what is not our own word, and from meddling; read when they are imported."""
 _EXTRAS = {"flwr": "client", "datasets": "client", "accelerate": "client"}
 
 
@@ -63,7 +68,7 @@ def command_line() -> click.Command:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    for name, value in _QUIET.items():
+    for name, value in _SURROUNDINGS.items():
         os.environ.setdefault(name, value)
     try:
         result = command_line().main(arguments, prog_name="motet", standalone_mode=False)
