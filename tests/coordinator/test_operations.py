@@ -122,13 +122,31 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[
     return seen
 
 
-def test_the_settings_reach_the_run(
+def all_until(home: CoordinatorHome, word: str, settings: dict[str, str | int | float] | None = None) -> list[str]:
+    """What `run_all` tells; it is sent SIGTERM once a line with `word` came."""
+    told: list[str] = []
+
+    def terminate() -> None:
+        deadline = time.monotonic() + 60
+        while not any(word in line for line in told) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=terminate)
+    other.start()
+    operations.run_all(home.path, settings=settings, announce=told.append)
+    other.join()
+    return told
+
+
+def test_the_settings_reach_a_run_whose_failure_stops_nobody_else(
     home: CoordinatorHome, commands: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUN", "print('too few owners'); raise SystemExit(15)")
     settings = {"min-owners": 3, "gather-seconds": 1.5}
-    with pytest.raises(FederationError, match=r"(?s)run ended early with code 15.*too few owners"):
-        operations.run_all(home.path, settings=settings, announce=lambda line: None)
+    told = all_until(home, "another", settings)
+    assert "too few owners" in told
+    assert told[-1] == f"the run failed; serving until Ctrl-C; for another: motet coordinate run --dir {home.path}"
     assert commands["run"][-4:] == ["--min-owners", "3", "--gather-seconds", "1.5"]
     assert commands["superlink"][-4:] == ["coordinate", "superlink", "--dir", str(home.path)]
 
@@ -138,19 +156,8 @@ def test_it_serves_on_when_the_run_is_through_until_a_signal(
 ) -> None:
     monkeypatch.setenv("RUN", "pass")
     before = signal.getsignal(signal.SIGTERM)
-    told: list[str] = []
-
-    def terminate() -> None:
-        deadline = time.monotonic() + 60
-        while len(told) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    other = threading.Thread(target=terminate)
-    other.start()
-    operations.run_all(home.path, announce=told.append)
-    other.join()
-    assert told[1] == f"the run is through: motet report --dir {home.path}; serving until Ctrl-C"
+    told = all_until(home, "the run is through")
+    assert told[-1] == f"the run is through: motet report --dir {home.path}; serving until Ctrl-C"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

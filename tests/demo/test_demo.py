@@ -50,7 +50,7 @@ def test_lines_tell_what_is_new_and_nothing_twice() -> None:
         view.owners("train", [OWNER | {"progress": progress}])
     view.owners("train", [OWNER | {"progress": 1.0, "job": "done"}])
     told = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
-    assert told == [f"train: law running, {share} %" for share in (0, 25, 75)] + ["train: law done, 100 %"]
+    assert told == [f"train: law running, {share} %" for share in (10, 30, 90)] + ["train: law done, 100 %"]
 
 
 def test_an_owner_who_was_not_heard_of_is_not_told_about() -> None:
@@ -65,6 +65,16 @@ def test_bars_are_full_when_an_owner_has_settled() -> None:
     bars.owners("train", [OWNER])
     bars.owners("train", [OWNER | {"standing": "settled"}])
     assert [(task.description, task.completed) for task in progress.tasks] == [("train law", 1.0)]
+
+
+def test_bars_of_a_phase_that_is_over_do_not_stick() -> None:
+    progress = Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO()))
+    bars = Bars(progress)
+    bars.owners("train", [OWNER])
+    bars.owners("assemble", [OWNER])
+    bars.owners("evaluate", [OWNER])
+    told = [(task.description, task.completed, task.fields["detail"]) for task in progress.tasks]
+    assert told == [("train law", 1.0, ""), ("evaluate law", 0.1, "step 1 of 9")]
 
 
 def test_a_stream_that_is_no_terminal_gets_lines() -> None:

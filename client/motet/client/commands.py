@@ -16,6 +16,10 @@ Home = Annotated[Path, typer.Option("--dir", help="The owner's home.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+def _written(file: Path) -> list[str]:
+    return [f"wrote {file}", f"Give it to the coordinator, who runs: motet admit {file.name} --dir FEDERATION"]
+
+
 class Part(StrEnum):
     """The processes of an owner."""
 
@@ -64,6 +68,8 @@ def join(
         settings=tuple(setting or ()),
         confirm=confirm,
     )
+    if not joined.matched:
+        note(f"warning: no file matches {', '.join(data)} yet; mend data.files in {directory / 'owner.toml'}")
     show(
         joined.as_json(),
         as_json=as_json,
@@ -131,16 +137,23 @@ def contribute(
 
     home = OwnerHome.load(directory)
     packed = find_packed(home, contribution)
-    for line in contributing.describe(packed):
-        note(line)
+    leaving = contributing.describe(packed)
     if dry_run:
-        show({"contribution": packed.digest, "sent": False}, as_json=as_json, lines=["nothing was sent"])
+        manifest = packed.contribution.as_json()
+        value = {"contribution": packed.digest, "sent": False, "manifest": manifest}
+        show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
         return
+    for line in leaving:
+        note(line)
     if not yes:
         typer.confirm("Let this leave?", abort=True, err=True)
     if to is not None:
         written = contributing.export(packed, to)
-        show({"contribution": packed.digest, "file": str(written)}, as_json=as_json, lines=[f"wrote {written}"])
+        show(
+            {"contribution": packed.digest, "file": str(written)},
+            as_json=as_json,
+            lines=_written(written),
+        )
         return
     sent = contributing.contribute(home, packed, progress=progress_line("sending"))
     _show_sent(packed.digest, sent, as_json=as_json)
@@ -185,7 +198,11 @@ def withdraw(
         typer.confirm(f"Withdraw {digest} for ever?", abort=True, err=True)
     if to is not None:
         write_atomically(to, contributing.sign_withdrawal(home, digest, reason=reason).canonical())
-        show({"contribution": digest, "file": str(to)}, as_json=as_json, lines=[f"wrote {to}"])
+        show(
+            {"contribution": digest, "file": str(to)},
+            as_json=as_json,
+            lines=_written(to),
+        )
         return
     receipt = contributing.withdraw(home, digest, reason=reason)
     show(receipt.model_dump(mode="json"), as_json=as_json, lines=[f"withdrawn, ledger entry {receipt.sequence}"])

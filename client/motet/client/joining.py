@@ -8,6 +8,7 @@ joined.request                            # the file for the coordinator
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Joined:
     owner: str
     charter: str
     request: Path
+    matched: bool
+    """Whether any file matches the patterns by now."""
 
     def as_json(self) -> dict[str, str]:
         """The result as a JSON object."""
@@ -72,7 +75,12 @@ def join(
     home = OwnerHome.create(directory.absolute(), config, signed)
     request = home.path / REQUEST_FILE
     write_atomically(request, home.join_request().canonical())
-    return Joined(owner=home.key.public, charter=charter.digest, request=request)
+    return Joined(
+        owner=home.key.public,
+        charter=charter.digest,
+        request=request,
+        matched=any(glob(pattern, recursive=True) for pattern in config.data.files),  # noqa: PTH207 - absolute patterns,
+    )
 
 
 def _agree(charter: Charter, confirm: Callable[[str], bool]) -> None:

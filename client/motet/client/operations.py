@@ -3,6 +3,7 @@
 run_worker(home); run_supernode(home); run_all(home)
 """
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ def run_worker(directory: Path, *, once: bool = False, announce: Announce) -> No
     from motet.client.worker import run_worker as work
 
     announce(f"worker of {directory} waiting for jobs")
+    _tell_of_jobs()
     work(directory.absolute(), once=once)
 
 
@@ -58,8 +60,14 @@ def run_all(directory: Path, *, superlink: str | None = None, announce: Announce
     with Troupe(logs=directory / "logs") as troupe:
         troupe.start("supernode", [*command, *(["--superlink", superlink] if superlink else [])])
         announce(f"SuperNode's log in {directory / 'logs'}; worker of {directory} waiting for jobs")
+        _tell_of_jobs()
         with _while_well(troupe) as stopping:
             work(directory.absolute(), stop=stopping)
+
+
+def _tell_of_jobs() -> None:
+    """Let the worker's log say when a job begins, waits for consent, or ends, without --verbose."""
+    logging.getLogger("motet.client.worker").setLevel(logging.INFO)
 
 
 @contextmanager

@@ -50,11 +50,7 @@ def run_superlink(directory: Path, *, listen: str | None = None, announce: Annou
     link = _link(directory, listen)
     _require_free(link.host, link.port)
     announce(f"SuperLink starting on {link.address}")
-    if not _is_loopback(link.host):
-        announce(
-            "other hosts may reach it, and whoever does can start runs on the owners' nodes: let a proxy expose its "
-            "/v1/fleet/ only, as deploy/README.md shows, or say --listen 127.0.0.1:PORT"
-        )
+    _warn_if_open(link, announce)
     command, environment = link.command(), link.environment()
     os.execvpe(command[0], command, environment)  # noqa: S606 - our own command
 
@@ -114,35 +110,56 @@ def _going_on(link: SuperLink, directory: Path) -> str | None:
 
 
 def run_all(directory: Path, *, settings: Settings | None = None, announce: Announce) -> None:
-    """All parts as children of this process, until SIGTERM or SIGINT; a part that ends early ends all.
+    """All parts as children of this process, until SIGTERM or SIGINT.
+
+    The run may end, well or badly: owners still contribute, pull and withdraw. Another part that ends early ends all.
 
     Args:
         directory: the coordinator's home.
         settings: for the run, over the app's defaults.
-        announce: told when all is up, and when the run is through.
+        announce: told when all is up, what the run tells, and how it ended.
 
     Raises:
-        FederationError: a part ended early; the message has the end of its log.
+        FederationError: the SuperLink or the data plane ended early; the message has the end of its log.
     """
-    CoordinatorHome(directory).close()
     ending = threading.Event()
+    _warn_if_open(_link(directory, None), announce)
+    news = _News(directory / "logs" / "run.log")
     with set_by_signals(ending), Troupe(logs=directory / "logs") as troupe:
         for part in ("superlink", "data-plane"):
             troupe.start(part, _command(part, directory))
         troupe.start("run", _command("run", directory, settings or {}), may_end=True)
         announce(f"coordinator running; logs in {directory / 'logs'}; Ctrl-C ends it")
-        told = False
+        ended = False
         while not ending.wait(_CHECK_SECONDS):
-            if not told and not troupe.running("run"):
-                troupe.check()
-                told = True
-                announce(f"the run is through: motet report --dir {directory}; serving until Ctrl-C")
+            for line in news():
+                announce(line)
+            if not ended and not troupe.running("run"):
+                ended = True
+                announce(_how_it_ended(troupe, directory))
             troupe.check()
+
+
+def _how_it_ended(troupe: Troupe, directory: Path) -> str:
+    try:
+        troupe.wait("run", timeout=1)
+    except FederationError:
+        return f"the run failed; serving until Ctrl-C; for another: motet coordinate run --dir {directory}"
+    return f"the run is through: motet report --dir {directory}; serving until Ctrl-C"
 
 
 def _command(part: str, directory: Path, settings: Settings | None = None) -> list[str]:
     options = [word for name, value in (settings or {}).items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "motet.cli", "coordinate", part, "--dir", str(directory), *options]
+
+
+def _warn_if_open(link: SuperLink, announce: Announce) -> None:
+    if not _is_loopback(link.host):
+        announce(
+            "other hosts may reach the SuperLink, and whoever does can start runs on the owners' nodes: let a proxy "
+            "expose its /v1/fleet/ only, as deploy/README.md shows, or `motet coordinate superlink --listen "
+            "127.0.0.1:PORT`"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -230,3 +247,20 @@ def _word(owner: OwnerProgress) -> str:
     if owner.standing == "failed":
         return f"failed: {owner.detail}"
     return owner.job or ("not heard of yet" if owner.connected else "not connected")
+
+
+class _News:
+    """The whole lines that a log has gained since the last look; what is there already is old."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def __call__(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as log:
+            log.seek(self._read)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        return whole.decode(errors="replace").splitlines()

@@ -45,7 +45,15 @@ def demo(
     finally:
         if not keep:
             _clear(folder)
-    show(json.loads(report.canonical()), as_json=as_json, lines=summary(report))
+    show(json.loads(report.canonical()), as_json=as_json, lines=[*summary(report), "", *_next_steps(folder, keep)])
+
+
+def _next_steps(folder: Path, kept: bool) -> list[str]:
+    """What the reader may do with what is there."""
+    load = 'Next: load the composite (README, "Use a composite")'
+    if kept:
+        return [f"{load}, or: motet report --dir {folder / 'coordinator'}"]
+    return [f"{load}; with --keep the homes stay for motet report, assemble, eval and doctor"]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -60,7 +68,7 @@ def summary(report: Report) -> list[str]:
     composite, seconds = report.composite, report.seconds
     samples = [
         line
-        for sample in report.samples
+        for sample in sorted(report.samples, key=lambda sample: sample.expert)
         for line in (
             f"  with {sample.expert:<16} {sample.with_expert}",
             f"  without {sample.expert:<13} {sample.without_expert}",
@@ -68,7 +76,7 @@ def summary(report: Report) -> list[str]:
     ]
     wire = [
         f"  {name:<21} update {each.update_bytes:>10,}   sent {each.sent_bytes:>10,}"
-        for name, each in report.wire.items()
+        for name, each in sorted(report.wire.items())
     ]
     phases = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items() if name != "total")
     return [

@@ -11,6 +11,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+SHOWN = ("train", "evaluate")
+"""Phases in which owners have something to do."""
+
 
 @contextmanager
 def view_of(stream: TextIO) -> Iterator["Bars | Lines"]:
@@ -47,7 +50,8 @@ class Lines:
             now = (phase, str(owner["job"]), quarter)
             if owner["job"] is not None and self._told.get(owner["name"]) != now:
                 self._told[owner["name"]] = now
-                self.step(f"{phase}: {owner['name']} {owner['job']}, {25 * quarter} %  {owner['detail']}")
+                line = f"{phase}: {owner['name']} {owner['job']}, {100 * owner['progress']:.0f} %  {owner['detail']}"
+                self.step(line.rstrip())
 
 
 class Bars:
@@ -56,16 +60,28 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._phase = ""
 
     def step(self, line: str) -> None:
         """A new step has begun."""
+        self._finish()
         self._progress.console.print(line)
 
     def owners(self, phase: str, owners: Sequence[dict[str, Any]]) -> None:
-        """Move the bars."""
+        """Move the bars; those of the phase before are over."""
+        if phase != self._phase:
+            self._finish()
+            self._phase = phase
+        if phase not in SHOWN:
+            return
         for owner in owners:
             key = (phase, owner["name"])
             if key not in self._tasks:
                 self._tasks[key] = self._progress.add_task(f"{phase} {owner['name']}", total=1.0, detail="")
             done = 1.0 if owner["standing"] == "settled" else owner["progress"]
             self._progress.update(self._tasks[key], completed=done, detail=owner["detail"][:60])
+
+    def _finish(self) -> None:
+        for task in self._tasks.values():
+            self._progress.update(task, completed=1.0, detail="")
+        self._tasks.clear()

@@ -93,6 +93,8 @@ def _device() -> Check:
 def _home(directory: Path) -> Iterator[Check]:
     charter_file = directory / "charter.signed.json"
     if not charter_file.exists():
+        message = f"{directory.resolve()} is no owner's or coordinator's home; name one with --dir"
+        yield Check(name="home", status="warn", message=message)
         return
     try:
         signed = Signed.parse(charter_file.read_bytes())

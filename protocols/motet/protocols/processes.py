@@ -87,7 +87,7 @@ class Troupe:
     def start(
         self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None, may_end: bool = False
     ) -> subprocess.Popen[bytes]:
-        """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`, and well."""
+        """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`; `wait` says how."""
         with (self._logs / f"{name}.log").open("ab") as log, _signals_later():
             child = self._running[name] = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
@@ -124,7 +124,7 @@ class Troupe:
     def check(self) -> None:
         """Raise a FederationError if a child has ended; remember the children's children for the end."""
         for name, child in self._running.items():
-            if child.poll() is not None and not (name in self._may_end and child.returncode == 0):
+            if child.poll() is not None and name not in self._may_end:
                 raise FederationError(f"{name} ended early with code {child.returncode}; {self._tail(name)}")
         self._remember()
 

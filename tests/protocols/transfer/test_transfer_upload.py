@@ -469,7 +469,7 @@ def test_what_a_killed_server_left_of_a_decided_upload_goes(site):
 
 
 def _first_refusal(stub, waiting, silent):
-    """The reason of the first push that is refused; a silent stream that came while another push was asked is renewed."""
+    """Why the first push is refused that is; a silent stream that met one of ours in the door is renewed."""
     for _ in range(400):
         waiting[:] = [stub.Push.future(silent()) if call.done() else call for call in waiting]
         call = stub.Push.future(iter([]))
