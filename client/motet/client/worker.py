@@ -34,6 +34,9 @@ from motet.protocols.errors import FederationError, MotetError
 REPORT_SECONDS = 1.0
 """How often, at most, a running job's progress is written to the spool."""
 
+LOG_SECONDS = 10.0
+"""How often, at most, that progress is logged when the coordinator is not told it."""
+
 _log = logging.getLogger(__name__)
 
 Report = Callable[[float, str], None]
@@ -114,6 +117,7 @@ class _JobRun:
     job: Job
     stopping: threading.Event
     _reported: float = field(default=0.0, init=False)
+    _logged: float = field(default=0.0, init=False)
 
     def run(self) -> None:
         """Run the job; whatever happens is told to the spool, and nothing is raised but the spool's own errors."""
@@ -171,7 +175,11 @@ class _JobRun:
             self._tell("running", progress=share, detail=line)
 
     def _report_share(self, share: float, line: str) -> None:
-        _log.info("%s: %s", self.job.id, line)
+        """Tell the coordinator the share alone; the line is for the owner's log, now and then."""
+        now = time.monotonic()
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            _log.info("%s: %s", self.job.id, line)
         self._report(share, "at work")
 
     def _report_or_stop(self, share: float, line: str) -> None:
