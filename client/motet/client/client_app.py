@@ -46,5 +46,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _desk(context: Context) -> Desk:
     home, owner = context.node_config.get("motet-home"), context.node_config.get("motet-owner")
     if not isinstance(home, str) or not isinstance(owner, str):
-        raise ConfigurationError("saw no motet-home and motet-owner in --node-config; start the node with `motet work supernode`")
+        raise ConfigurationError(
+            "saw no motet-home and motet-owner in --node-config; start the node with `motet work supernode`"
+        )
     return Desk.open(Path(home), owner)
