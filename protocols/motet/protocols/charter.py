@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from motet.protocols.canonical import Digest
+from motet.protocols.codec.settings import METHODS, Method
 from motet.protocols.documents import Document, Name, PublicKey, Strict, TomlFile
 
 
@@ -63,6 +64,15 @@ class TrainingRules(Strict):
     """The share of public text in an owner's batches."""
 
 
+class CodecRules(Strict):
+    """How updates may travel."""
+
+    methods: tuple[Method, ...] = Field(METHODS, min_length=1)
+    """The methods admitted for an expert's matrices; the first is what an owner takes who chooses none."""
+    density: float = Field(0.2, gt=0, le=1)
+    """The share of values that a ternary update keeps when the owner chooses none."""
+
+
 class Addresses(Strict):
     """Where the coordinator is reached: host:port, TLS on both."""
 
@@ -83,6 +93,7 @@ class Charter(TomlFile, Document):
     experts: ExpertRules = ExpertRules()
     routing: RoutingRules = RoutingRules()
     training: TrainingRules = TrainingRules()
+    codec: CodecRules = CodecRules()
     addresses: Addresses
     coordinator: PublicKey
     """The key that signs this charter and every receipt."""

@@ -1,13 +1,13 @@
 """A contribution as one file, for sites without a connection: an uncompressed tar of two members.
 
     contribution.json        the signed manifest
-    update.safetensors       the update, byte for byte
+    update.motetup       the update, byte for byte
 
 The same contribution always gives the same file: no times, no users, no padding but tar's own. Any tar reads it;
 `read_container` believes nothing but exactly these two members with exactly the headers that `write_container`
 writes, so links, devices, paths and sparse maps need no rules of their own. Memory stays at one chunk.
 
-    write_container(Path("medicine.motet"), signed, Path("update.safetensors"))
+    write_container(Path("medicine.motet"), signed, Path("update.motetup"))
     signed = read_manifest(path)                       # cheap: look before unpacking
     signed, update = read_container(path, directory)
 """
@@ -27,7 +27,7 @@ from motet.protocols.errors import DocumentError
 from motet.protocols.signing import Signed
 
 MANIFEST_NAME = "contribution.json"
-UPDATE_NAME = "update.safetensors"
+UPDATE_NAME = "update.motetup"
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)

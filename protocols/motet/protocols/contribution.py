@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from motet.protocols.canonical import Digest
+from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, PublicKey, Strict
 
 MAX_BYTES = 1 << 42
@@ -59,6 +60,18 @@ class TrainingRecord(Strict):
     public_share: float = Field(ge=0, lt=1)
 
 
+class CodecRecord(Strict):
+    """How the update was encoded, and what that cost, for the expert's card."""
+
+    method: Method
+    scale_factor: float | None = Field(None, gt=0)
+    """What the scales were multiplied with after tuning; None for a method without scales to tune."""
+    tuning_documents: int = Field(0, ge=0)
+    """Held-out documents that the factor was tuned on; none of them counts in `bits_per_byte` or `gain_kept`."""
+    gain_kept: float | None = None
+    """The share of the trained expert's gain over the anchor that the encoded one keeps; None when there is no gain."""
+
+
 class Contribution(Document):
     """The manifest of one update: terms, digests, measurements."""
 
@@ -70,13 +83,17 @@ class Contribution(Document):
     version: int = Field(1, ge=1)
     """Grows with every contribution of this owner; an older one is refused as a replay."""
     kind: Literal["full"] = "full"
+    base: Digest | None = None
+    """The owner's admitted contribution whose expert the update changes; None when it changes the anchor."""
     update: Digest
     """The digest of the update's file."""
     update_bytes: int = Field(gt=0, le=MAX_BYTES)
     terms: Terms
     training: TrainingRecord
+    codec: CodecRecord
     bits_per_byte: dict[str, float] = Field(max_length=32)
-    """What the owner measured on held-out text, after rounding: "anchor" and "expert"."""
+    """What the owner measured on held-out text: "anchor", "expert" as the update defines it, and "trained" as it was
+    before encoding."""
 
 
 class Withdrawal(Document):

@@ -8,6 +8,7 @@
     │   └── AnchorMismatch         it is not the anchor that the charter pins
     ├── StatisticsError            calibration statistics are missing, damaged or of another anchor
     ├── TensorFileError            a tensor file is malformed
+    ├── CodecError                 an update file is malformed, or values cannot be encoded
     ├── ExpertError                an expert or its routing rows do not fit the anchor, or are not finite
     ├── DataError                  an owner's data is empty, unreadable or too small
     ├── TrainingError              training cannot start, or diverged
@@ -84,6 +85,12 @@ class TensorFileError(MotetError):
     """A tensor file is malformed: its header, its sizes or its names."""
 
     exit_code = 4
+
+
+class CodecError(MotetError):
+    """An update file is malformed, damaged or of another anchor, or values cannot be encoded; says where."""
+
+    exit_code = 17
 
 
 class ExpertError(MotetError):

@@ -186,6 +186,19 @@ class TensorReader:
             position += len(chunk)
             yield chunk
 
+    def slice(self, name: str, start: int, size: int) -> bytes:
+        """`size` raw little-endian bytes of one tensor, from its byte `start` on. Safe from several threads."""
+        stored = self._stored(name)
+        if not 0 <= start <= start + size <= stored.spec.nbytes:
+            raise TensorFileError(
+                f"{self.path}: {name}: saw bytes {start} to {start + size} asked for, wanted some of its "
+                f"{stored.spec.nbytes}"
+            )
+        data = os.pread(self._file.fileno(), size, stored.offset + start)
+        if len(data) != size:
+            raise TensorFileError(f"{self.path}: ended inside {name}; it was cut while open, fetch it again")
+        return data
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own, with the dtype that the file gives it."""
         import torch

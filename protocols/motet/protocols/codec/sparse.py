@@ -1,0 +1,229 @@
+"""Ternary and levels: where the kept values are, their signs, and for levels how large each is.
+
+A chunk's positions are coded in *bands*: rows of like density, which a class map names, or all rows as one band when
+they are alike. A band's positions travel as gaps or as a bitmap, whichever a Huffman code makes smaller.
+
+    payload    u8 flags: 1 row scales, 2 class map
+               row scales: rows x bf16
+               class map: u32 deflated size; deflated, one byte a row
+               bands, by ascending class
+    a band     u8 mode (0 gaps, 1 bitmap), u32 kept values; and unless that is 0:
+               gaps only: u32 gap bytes;  u32 deflated size; deflated;  signs, one bit each, 1 is negative
+               levels only: u32 deflated size; deflated, one byte for each kept value: its level minus 1
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from motet.protocols.codec.changes import SparseChange, widen
+from motet.protocols.codec.cursor import Cursor
+from motet.protocols.codec.deflate import deflate, huffman_bits, inflate
+from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader
+from motet.protocols.codec.kernels import Kernels
+
+ROW_SCALES, CLASS_MAP = 1, 2
+GAPS, BITMAP = 0, 1
+MAX_LEVEL = 256
+
+_WORTH_IT = 0.99
+"""Bands must save one per cent of the positions' entropy: less is noise in the counts."""
+_BAND_BITS = 8 * 100
+"""What a band costs by itself, about: its fields and a Huffman table."""
+
+Bits = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Which values of a tensor are kept: those whose magnitude's bits reach `threshold`.
+
+    `step` is what a level is worth, and `dead_zone` the magnitude, in steps, from which on a value is level 1; None
+    keeps signs alone.
+    """
+
+    threshold: int
+    step: float | None = None
+    dead_zone: float = 0.0
+
+    def levels(self, kept: Bits) -> NDArray[np.uint8]:
+        """The level minus 1 of each kept value."""
+        assert self.step is not None  # noqa: S101 - asked of the method levels only
+        magnitude = widen(kept & np.uint16(0x7FFF), "BF16") / np.float32(self.step)
+        levels = np.floor(magnitude + np.float32(1 - self.dead_zone)) - 1
+        clipped: NDArray[np.uint8] = np.clip(levels, 0, MAX_LEVEL - 1).astype(np.uint8)
+        return clipped
+
+
+def class_of(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """A row's class by the number of values it keeps: two classes for each doubling, 0 for none."""
+    return np.array([(int(count) ** 2).bit_length() for count in counts], np.uint8)
+
+
+def encode(bits: Bits, span: Span, cut: Cut, tensor: TensorHeader, kernels: Kernels) -> bytes:
+    """A chunk's payload. `bits` are the differences' bf16 bits, (span.count,)."""
+    rows = bits.reshape(span.rows, span.columns)
+    counts = kernels.count_rows(rows, cut.threshold)
+    classes = class_of(counts) if span.rows > 1 else None
+    banded = classes is not None and _bands_pay(counts, classes, span.columns)
+    parts = [bytes([(ROW_SCALES if tensor.row_scales else 0) | (CLASS_MAP if banded else 0)])]
+    if tensor.row_scales:
+        assert tensor.scale is not None  # noqa: S101 - the header's rule for ternary
+        parts.append(_row_scales(rows, counts, cut.threshold, tensor.scale).tobytes())
+    if banded and classes is not None:
+        parts += _sized(deflate(classes.tobytes()))
+        for label in np.unique(classes):
+            parts += _band(rows[classes == label].reshape(-1), cut, kernels)
+    else:
+        parts += _band(bits, cut, kernels)
+    return b"".join(parts)
+
+
+def decode(payload: bytes, span: Span, tensor: TensorHeader, kernels: Kernels, *, where: str) -> SparseChange:
+    """The change that a payload describes.
+
+    Raises:
+        CodecError: the payload is not exactly what `encode` writes for these values.
+    """
+    assert tensor.scale is not None  # noqa: S101 - the header's rule for both methods
+    cursor = Cursor(payload, where=where)
+    flags = cursor.u8("flags", most=ROW_SCALES | CLASS_MAP)
+    if bool(flags & ROW_SCALES) != bool(tensor.row_scales):
+        raise cursor.problem(f"saw flags {flags}, wanted row scales as the header says")
+    scales = _read_row_scales(cursor, span) if flags & ROW_SCALES else None
+    positions, multiples = [], []
+    for label, rows in _read_classes(cursor, span) if flags & CLASS_MAP else [(None, None)]:
+        found, signed = _read_band(cursor, span.rows if rows is None else len(rows), span.columns, tensor, kernels)
+        if rows is not None:
+            _check_class(cursor, np.bincount(found // span.columns, minlength=len(rows)), label)
+            found = rows[found // span.columns] * np.int32(span.columns) + found % span.columns
+        positions.append(found)
+        multiples.append(signed)
+    cursor.end()
+    at, changes = np.concatenate(positions), np.concatenate(multiples) * np.float32(tensor.scale)
+    if scales is not None:
+        changes *= _scale_of_each(cursor, scales, at // span.columns, span.rows)
+    if changes.size and not np.abs(changes).max() <= MAX_SCALE * MAX_LEVEL:
+        raise cursor.problem(f"saw a change of {np.abs(changes).max()}, wanted at most {MAX_SCALE * MAX_LEVEL}")
+    return SparseChange(start=span.start, count=span.count, where=where, positions=at, changes=changes, kernels=kernels)
+
+
+def _bands_pay(counts: NDArray[np.int64], classes: NDArray[np.uint8], columns: int) -> bool:
+    """Whether rows of like density, coded apart, take fewer bits than all of them together, class map included."""
+    together = _position_bits(int(counts.sum()), len(counts) * columns)
+    apart = 0.0
+    for label in np.unique(classes):
+        members = counts[classes == label]
+        apart += _position_bits(int(members.sum()), len(members) * columns) + _BAND_BITS
+        apart += len(members) * math.log2(len(counts) / len(members))
+    return apart < _WORTH_IT * together
+
+
+def _position_bits(kept: int, values: int) -> float:
+    """The entropy of which of so many values are kept, in bits."""
+    if kept in (0, values):
+        return 0.0
+    share = kept / values
+    return -values * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
+
+
+def _row_scales(rows: Bits, counts: NDArray[np.int64], threshold: int, scale: float) -> Bits:
+    """Each row's mean kept magnitude over the tensor's scale, in bf16; 0 where a row keeps nothing."""
+    found = np.zeros(len(rows), np.float32)
+    for index, row in enumerate(rows):
+        if counts[index]:
+            magnitude = row & np.uint16(0x7FFF)
+            kept = widen(magnitude[magnitude >= threshold], "BF16")
+            found[index] = kept.mean(dtype=np.float64) / scale
+    bits = found.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+
+
+def _band(bits: Bits, cut: Cut, kernels: Kernels) -> list[bytes]:
+    scan = kernels.scan(bits, cut.threshold)
+    kept = len(scan.kept)
+    if not kept:
+        return [struct.pack("<BI", GAPS, 0)]
+    if huffman_bits(scan.gaps) <= huffman_bits(scan.bitmap):
+        parts = [struct.pack("<BII", GAPS, kept, len(scan.gaps)), *_sized(deflate(scan.gaps.data))]
+    else:
+        parts = [struct.pack("<BI", BITMAP, kept), *_sized(deflate(scan.bitmap.data))]
+    parts.append(np.packbits((scan.kept >> 15).astype(np.uint8), bitorder="little").tobytes())
+    if cut.step is not None:
+        parts += _sized(deflate(cut.levels(scan.kept).data))
+    return parts
+
+
+def _sized(data: bytes) -> list[bytes]:
+    return [struct.pack("<I", len(data)), data]
+
+
+def _read_row_scales(cursor: Cursor, span: Span) -> NDArray[np.float32]:
+    bits = np.frombuffer(cursor.take(2 * span.rows, "row scales"), "<u2")
+    if (bits >= 0x7F80).any():
+        raise cursor.problem("saw a row scale that is negative or not finite")
+    return widen(bits, "BF16")
+
+
+def _scale_of_each(
+    cursor: Cursor, scales: NDArray[np.float32], rows: NDArray[np.int32], count: int
+) -> NDArray[np.float32]:
+    """The scale of each kept value's row; a row has one exactly if it keeps anything."""
+    if ((np.bincount(rows, minlength=count) > 0) != (scales > 0)).any():
+        raise cursor.problem("saw a row scale without a kept value in its row, or the reverse")
+    return scales[rows]
+
+
+def _read_classes(cursor: Cursor, span: Span) -> list[tuple[int, NDArray[np.int32]]]:
+    """Each class and its rows, ascending."""
+    size = cursor.u32("bytes of class map", most=2 * span.rows + 64)
+    packed = cursor.take(size, "class map")
+    classes = np.frombuffer(inflate(packed, span.rows, where=f"{cursor.where}: class map"), np.uint8)
+    labels = np.unique(classes)
+    if len(labels) < 2:
+        raise cursor.problem("saw a class map with one class, wanted none at all then")
+    return [(int(label), np.flatnonzero(classes == label).astype(np.int32)) for label in labels]
+
+
+def _check_class(cursor: Cursor, counts: NDArray[np.int64], label: int | None) -> None:
+    if (class_of(counts) != label).any():
+        raise cursor.problem(f"saw a row in class {label} that keeps another number of values")
+
+
+def _read_band(
+    cursor: Cursor, rows: int, columns: int, tensor: TensorHeader, kernels: Kernels
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Positions within the band, and the multiple of the scale at each: a sign, or a signed level."""
+    values = rows * columns
+    mode, kept = cursor.u8("mode", most=BITMAP), cursor.u32("kept values", most=values)
+    if not kept:
+        if mode != GAPS:
+            raise cursor.problem("saw a bitmap of an empty band, wanted mode 0")
+        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+    size = cursor.u32("gap bytes", most=kept + values // 255) if mode == GAPS else -(-values // 8)
+    coded = np.frombuffer(_section(cursor, size, "positions"), np.uint8)
+    expand = kernels.expand_gaps if mode == GAPS else kernels.expand_bitmap
+    with cursor.naming_place():
+        positions = expand(coded, values, kept)
+    signs = _signs(cursor, kept)
+    if tensor.method == "levels":
+        levels = np.frombuffer(_section(cursor, kept, "levels"), np.uint8)
+        signs *= levels.astype(np.float32) + np.float32(1)
+    return positions, signs
+
+
+def _section(cursor: Cursor, size: int, what: str) -> bytes:
+    """A deflated section that inflates to `size` bytes."""
+    packed = cursor.u32(f"deflated bytes of {what}", most=2 * size + 64)
+    return inflate(cursor.take(packed, what), size, where=f"{cursor.where}: {what}")
+
+
+def _signs(cursor: Cursor, kept: int) -> NDArray[np.float32]:
+    packed = np.frombuffer(cursor.take(-(-kept // 8), "signs"), np.uint8)
+    if kept % 8 and packed[-1] >> (kept % 8):
+        raise cursor.problem("saw padding bits set after the signs, wanted zeros")
+    bits = np.unpackbits(packed, count=kept, bitorder="little")
+    return np.array([1, -1], np.float32)[bits]
