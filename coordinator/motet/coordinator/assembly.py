@@ -21,7 +21,6 @@ import torch
 
 from motet.moe.anchor import Anchor
 from motet.moe.config import ANCHOR
-from motet.moe.experts import expert_specs, require_specs, router_bias_name, router_weight_name
 from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
 from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.composite_manifest import (
@@ -33,6 +32,7 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
+from motet.protocols.expert_files import expert_specs, require_specs, router_bias_name, router_weight_name
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 __all__ = ["Composite", "Member", "RoutingPolicy", "assemble", "verify_composite"]

@@ -1,11 +1,10 @@
-"""Experts as differences to the anchor's feed-forward layers.
+"""Experts as differences to the anchor's feed-forward layers, in memory; `protocols.expert_files` knows their files.
 
-The update *defines* the expert: float32 anchor plus float32 difference, rounded to the anchor's dtype. Owner and
+The update *defines* the expert: float32 anchor plus float32 change, rounded to the anchor's dtype. Owner and
 coordinator compute the same bits from the same update, and every figure is measured after that rounding.
 
-    write_update(path, anchor, trained_ffn, rows)               # the owner: one bf16 difference per tensor
-    materialise_file(path, anchor, store / "expert.safetensors")  # the coordinator: once, at admission
-    expert = read_expert(store / "expert.safetensors", anchor, name="medicine", contribution=digest)
+    write_update(path, anchor, trained_ffn, rows, CodecSettings(method="ternary"))
+    expert = read_update(path, anchor, name="medicine", contribution=digest)
     with swap_ffn(model, expert.ffn):
         ...                                                     # the anchor with this expert alone
 """
@@ -14,21 +13,39 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
 from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.codec import CodecSettings, UpdateReader, apply, encode
 from motet.protocols.errors import ExpertError
-from motet.protocols.tensor_files import DTYPE_BYTES, TensorReader, TensorSpec, TensorWriter
+from motet.protocols.expert_files import (
+    StoredTensors,
+    expert_specs,
+    require_specs,
+    router_bias_name,
+    router_weight_name,
+    update_specs,
+)
+from motet.protocols.tensor_files import TensorReader, TensorSpec
 
-CHUNK_VALUES = 1 << 18
-"""Values materialised at a time: what bounds memory, whatever the size of a tensor."""
+LOSSLESS = CodecSettings(method="lossless")
 
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The earlier version of an expert that an update changes: its contribution's digest, and its store file."""
+
+    contribution: str
+    file: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,88 +62,109 @@ class Expert:
     rows: RoutingRows
 
 
-def router_weight_name(layer: int) -> str:
-    """The name of a layer's routing row in an update and in an expert's store file: (hidden,) F32."""
-    return f"model.layers.{layer}.mlp.router.weight"
+class Difference:
+    """What training changed, as a codec source: subtracted in float32, rounded to bf16, a slice at a time.
 
+    Args:
+        trained: the trained feed-forward tensors, under the anchor's names, on any device.
+        rows: the routing rows, which travel whole.
+        stored: what the difference is against: the anchor's tensors, or an earlier expert's.
+        manifest: the anchor's.
 
-def router_bias_name(layer: int) -> str:
-    """The name of a layer's routing intercept in an update and in an expert's store file: (1,) F32."""
-    return f"model.layers.{layer}.mlp.router.bias"
+    Raises:
+        ExpertError: tensors or rows do not fit the anchor.
+    """
 
+    def __init__(
+        self, trained: Mapping[str, Tensor], rows: RoutingRows, stored: StoredTensors, manifest: AnchorManifest
+    ) -> None:
+        _require_same("the trained tensors", {name: tuple(t.shape) for name, t in trained.items()}, manifest.ffn())
+        _require_rows(rows, manifest)
+        self._trained, self._stored = trained, stored
+        self._specs = {spec.name: spec for spec in manifest.ffn()}
+        self._rows = {router_weight_name(layer): rows.weight[layer] for layer in range(manifest.layers)}
+        self._rows |= {router_bias_name(layer): rows.bias[layer : layer + 1] for layer in range(manifest.layers)}
 
-def update_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an update of a full expert holds: bf16 differences under the anchor's names, and F32 rows."""
-    differences = [TensorSpec(name=spec.name, dtype="BF16", shape=spec.shape) for spec in manifest.ffn()]
-    return differences + _row_specs(manifest)
-
-
-def expert_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an expert's store file holds: the feed-forward tensors in the anchor's dtype, and F32 rows."""
-    return manifest.ffn() + _row_specs(manifest)
-
-
-def difference(anchor_ffn: Mapping[str, Tensor], trained_ffn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What training changed, tensor by tensor: subtracted in float32, rounded to bf16."""
-    return {name: (trained_ffn[name].float() - tensor.float()).bfloat16() for name, tensor in anchor_ffn.items()}
+    def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
+        """See `motet.protocols.codec.Source`."""
+        if spec.name in self._rows:
+            row: NDArray[Any] = self._rows[spec.name].detach().cpu().float().numpy()[start : start + count]
+            return row
+        stored = self._specs[spec.name]
+        before = _tensor_of(self._stored(stored, start, count), stored.dtype)
+        after = self._trained[spec.name].detach().reshape(-1)[start : start + count].cpu()
+        bits: NDArray[Any] = (after.float() - before.float()).bfloat16().view(torch.int16).numpy()
+        return bits.view("uint16")
 
 
 def materialise(anchor: Tensor, update: Tensor) -> Tensor:
-    """The expert's tensor that an update's difference defines, in the anchor's dtype."""
-    return (anchor.float() + update.float()).to(anchor.dtype)
+    """The expert's tensor that a change defines, in the anchor's dtype: `codec.changes` says the same for bytes."""
+    return torch.where(update == 0, anchor, (anchor.float() + update.float()).to(anchor.dtype))
 
 
-def write_update(path: Path, anchor: Anchor, trained_ffn: Mapping[str, Tensor], rows: RoutingRows) -> None:
-    """Write the update that turns the anchor into (nearly, see the module) `trained_ffn`.
+def write_update(
+    path: Path,
+    anchor: Anchor,
+    trained_ffn: Mapping[str, Tensor],
+    rows: RoutingRows,
+    settings: CodecSettings = LOSSLESS,
+    *,
+    base: Base | None = None,
+) -> None:
+    """Write the update that turns the anchor, or an earlier expert, into (nearly, see the module) `trained_ffn`.
 
-    Raises ExpertError when tensors or rows do not fit the anchor or are not finite, StorageError when the disk is full.
+    Raises:
+        ExpertError: tensors or rows do not fit the anchor.
+        CodecError: a value is not finite.
+        StorageError: the disk is full.
     """
-    wanted = anchor.manifest.ffn()
-    _require_same("the trained tensors", {name: tuple(t.shape) for name, t in trained_ffn.items()}, wanted)
-    _require_rows(rows, anchor.manifest)
-    with TensorWriter(path, update_specs(anchor.manifest)) as writer:
-        for spec in wanted:
-            stored = {spec.name: anchor.tensor(spec.name)}
-            (update,) = difference(stored, {spec.name: trained_ffn[spec.name].detach().cpu()}).values()
-            writer.write_tensor(spec.name, _finite(spec.name, update))
-        for layer in range(anchor.manifest.layers):
-            writer.write_tensor(router_weight_name(layer), rows.weight[layer])
-            writer.write_tensor(router_bias_name(layer), rows.bias[layer : layer + 1])
+    with stored_tensors(anchor, base) as stored:
+        encode(
+            path,
+            Difference(trained_ffn, rows, stored, anchor.manifest),
+            update_specs(anchor.manifest),
+            settings,
+            anchor=anchor.digest,
+            base=None if base is None else base.contribution,
+        )
 
 
-def materialise_file(update: Path, anchor: Anchor, out: Path) -> None:
-    """Turn an update into the expert's store file, a few megabytes at a time.
+def read_update(
+    path: Path, anchor: Anchor, *, name: str, contribution: str, base: Base | None = None, factor: float = 1.0
+) -> Expert:
+    """The expert that an update defines, whole in memory; with `factor`, every scale in it times that.
 
-    Raises ExpertError naming the tensor when the update does not fit the anchor or a value is not finite (then there is
-    no file), TensorFileError when the update is malformed, StorageError when the disk is full.
+    Raises:
+        CodecError: the update is damaged, fits another anchor or base, or makes a value that is not finite.
     """
-    with TensorReader(update) as reader:
-        require_specs(update, reader, update_specs(anchor.manifest))
-        with TensorWriter(out, expert_specs(anchor.manifest)) as writer:
-            for spec in anchor.manifest.ffn():
-                with TensorReader(anchor.file_of(spec.name)) as stored:
-                    writer.write(spec.name, _materialised_chunks(stored, reader, spec))
-            for spec in _row_specs(anchor.manifest):
-                writer.write_tensor(spec.name, _finite(spec.name, reader.tensor(spec.name)))
+    digest, specs = None if base is None else base.contribution, expert_specs(anchor.manifest)
+    tensors = {spec.name: torch.empty(spec.shape, dtype=_TORCH_DTYPES[spec.dtype]) for spec in specs}
+    wanted = update_specs(anchor.manifest)
+    with (
+        stored_tensors(anchor, base) as stored,
+        UpdateReader(path, wanted=wanted, anchor=anchor.digest, base=digest, factor=factor) as update,
+    ):
+        for spec, start, words in apply(update, stored, specs):
+            part = _tensor_of(words.tobytes(), spec.dtype)
+            tensors[spec.name].view(-1)[start : start + len(part)] = part
+    ffn = {spec.name: tensors[spec.name] for spec in anchor.manifest.ffn()}
+    return Expert(name=name, contribution=contribution, ffn=ffn, rows=_rows_of(tensors, anchor.manifest))
 
 
-def read_update(path: Path, anchor: Anchor, *, name: str, contribution: str) -> Expert:
-    """The expert that an update defines, whole in memory; raises as `materialise_file` does."""
-    with TensorReader(path) as reader:
-        require_specs(path, reader, update_specs(anchor.manifest))
-        ffn = {
-            spec.name: _finite(spec.name, materialise(anchor.tensor(spec.name), reader.tensor(spec.name)))
-            for spec in anchor.manifest.ffn()
-        }
-        return Expert(name=name, contribution=contribution, ffn=ffn, rows=_read_rows(reader, anchor.manifest))
+def stored_tensors(anchor: Anchor, base: Base | None = None) -> StoredTensors:
+    """What an update changes: the anchor, or the expert that `base` is. A context manager."""
+    if base is None:
+        return StoredTensors(anchor.files)
+    return StoredTensors.of_expert(base.file, anchor.manifest)
 
 
 def read_expert(path: Path, anchor: Anchor, *, name: str, contribution: str) -> Expert:
     """The expert in a store file, whole in memory; raises ExpertError when the file does not fit the anchor."""
     with TensorReader(path) as reader:
         require_specs(path, reader, expert_specs(anchor.manifest))
-        ffn = {spec.name: reader.tensor(spec.name) for spec in anchor.manifest.ffn()}
-        return Expert(name=name, contribution=contribution, ffn=ffn, rows=_read_rows(reader, anchor.manifest))
+        tensors = {spec.name: reader.tensor(spec.name) for spec in reader.specs}
+    ffn = {spec.name: tensors[spec.name] for spec in anchor.manifest.ffn()}
+    return Expert(name=name, contribution=contribution, ffn=ffn, rows=_rows_of(tensors, anchor.manifest))
 
 
 def soup(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -155,58 +193,21 @@ def swap_ffn(model: PreTrainedModel, ffn: Mapping[str, Tensor]) -> Iterator[None
         _copy_into(parameters, kept)
 
 
-def require_specs(path: Path, reader: TensorReader, wanted: Sequence[TensorSpec]) -> None:
-    """Refuse a file that holds anything but `wanted`, in any order; raises ExpertError for the first difference."""
-    saw, expected = {spec.name: spec for spec in reader.specs}, {spec.name: spec for spec in wanted}
-    for name in sorted(saw.keys() | expected.keys()):
-        if saw.get(name) != expected.get(name):
-            raise ExpertError(
-                f"{path}: {name}: saw {_describe(saw.get(name))}, wanted {_describe(expected.get(name))}; "
-                "pack the expert again on the charter's anchor"
-            )
-
-
 @torch.no_grad()
 def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
 
 
-def _row_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    specs = []
-    for layer in range(manifest.layers):
-        specs.append(TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(manifest.hidden_size,)))
-        specs.append(TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(1,)))
-    return specs
-
-
-def _read_rows(reader: TensorReader, manifest: AnchorManifest) -> RoutingRows:
-    weight = torch.stack([reader.tensor(router_weight_name(layer)) for layer in range(manifest.layers)])
-    bias = torch.cat([reader.tensor(router_bias_name(layer)) for layer in range(manifest.layers)])
+def _rows_of(tensors: Mapping[str, Tensor], manifest: AnchorManifest) -> RoutingRows:
+    weight = torch.stack([tensors[router_weight_name(layer)] for layer in range(manifest.layers)])
+    bias = torch.cat([tensors[router_bias_name(layer)] for layer in range(manifest.layers)])
     return RoutingRows(weight=weight, bias=bias)
 
 
-def _materialised_chunks(stored: TensorReader, update: TensorReader, spec: TensorSpec) -> Iterator[bytes]:
-    """The raw bytes of one materialised tensor. The sum is element by element, so chunks change nothing."""
-    dtype = _TORCH_DTYPES[spec.dtype]
-    pairs = zip(
-        stored.chunks(spec.name, CHUNK_VALUES * DTYPE_BYTES[spec.dtype]),
-        update.chunks(spec.name, CHUNK_VALUES * DTYPE_BYTES["BF16"]),
-        strict=True,
-    )
-    for anchor_bytes, update_bytes in pairs:
-        anchor = torch.frombuffer(bytearray(anchor_bytes), dtype=dtype)
-        change = torch.frombuffer(bytearray(update_bytes), dtype=torch.bfloat16)
-        expert = _finite(spec.name, materialise(anchor, change))
-        yield expert.view(torch.uint8).numpy().tobytes()
-
-
-def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.isfinite().all():
-        raise ExpertError(
-            f"{name}: saw NaN or infinity, wanted finite values only; look for a diverged loss, train again, pack again"
-        )
-    return tensor
+def _tensor_of(data: bytes, dtype: str) -> Tensor:
+    """Raw bytes as a tensor of its own memory."""
+    return torch.frombuffer(bytearray(data), dtype=_TORCH_DTYPES[dtype])
 
 
 def _require_rows(rows: RoutingRows, manifest: AnchorManifest) -> None:
@@ -224,7 +225,3 @@ def _require_same(what: str, saw: Mapping[str, tuple[int, ...]], wanted: Iterabl
         raise ExpertError(
             f"saw {name} with shape {saw.get(name)} in {what}, wanted {expected.get(name)}; train on this anchor"
         )
-
-
-def _describe(spec: TensorSpec | None) -> str:
-    return "no such tensor" if spec is None else f"{spec.dtype} {spec.shape}"

@@ -1,0 +1,150 @@
+"""The files that an expert is: the update that defines it, and the whole expert that a store keeps. Needs no torch.
+
+The update *defines* the expert: float32 anchor plus float32 change, rounded to the anchor's dtype (`codec.changes`).
+Owner and coordinator make the same bits of the same update, and every figure is measured after that rounding. A later
+version of an expert may change the version before it instead of the anchor; routing rows travel whole in each.
+
+    with StoredTensors.of_anchor(directory) as stored:           # or of_expert(earlier)
+        materialise_file(update, manifest, stored, store / "expert.safetensors")
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+from typing import Self
+
+from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
+from motet.protocols.codec import UpdateReader, apply
+from motet.protocols.codec.header import bytes_of
+from motet.protocols.codec.kernels import Kernels
+from motet.protocols.codec.pipeline import WORKERS
+from motet.protocols.errors import ExpertError
+from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
+
+
+def router_weight_name(layer: int) -> str:
+    """The name of a layer's routing row in an update and in an expert's store file: (hidden,) F32."""
+    return f"model.layers.{layer}.mlp.router.weight"
+
+
+def router_bias_name(layer: int) -> str:
+    """The name of a layer's routing intercept in an update and in an expert's store file: (1,) F32."""
+    return f"model.layers.{layer}.mlp.router.bias"
+
+
+def row_specs(manifest: AnchorManifest) -> list[TensorSpec]:
+    """The routing rows of an expert for this anchor, layer by layer: weight, then intercept."""
+    specs = []
+    for layer in range(manifest.layers):
+        specs.append(TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(manifest.hidden_size,)))
+        specs.append(TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(1,)))
+    return specs
+
+
+def update_specs(manifest: AnchorManifest) -> list[TensorSpec]:
+    """Exactly what an update of a full expert holds: bf16 differences under the anchor's names, and F32 rows."""
+    differences = [TensorSpec(name=spec.name, dtype="BF16", shape=spec.shape) for spec in manifest.ffn()]
+    return differences + row_specs(manifest)
+
+
+def expert_specs(manifest: AnchorManifest) -> list[TensorSpec]:
+    """Exactly what an expert's store file holds: the feed-forward tensors in the anchor's dtype, and F32 rows."""
+    return manifest.ffn() + row_specs(manifest)
+
+
+class StoredTensors:
+    """What an update changes: an anchor's tensors, or an earlier expert's. A context manager, for several threads.
+
+    Routing rows are not changed but replaced: what is stored of them reads as zeros.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        with ExitStack() as opened:
+            readers = {path: opened.enter_context(TensorReader(path)) for path in dict.fromkeys(files.values())}
+            self._readers = {name: readers[path] for name, path in files.items()}
+            self._opened = opened.pop_all()
+
+    @classmethod
+    def of_anchor(cls, directory: Path) -> Self:
+        """The tensors of an anchor's checkpoint. Raises TensorFileError when a file is malformed."""
+        files: dict[str, Path] = {}
+        for path in checkpoint_files(directory):
+            with TensorReader(path) as reader:
+                files |= {spec.name: path for spec in reader.specs}
+        return cls(files)
+
+    @classmethod
+    def of_expert(cls, path: Path, manifest: AnchorManifest) -> Self:
+        """The feed-forward tensors of an expert's store file.
+
+        Raises:
+            ExpertError: the file does not fit the anchor.
+            TensorFileError: it is malformed.
+        """
+        with TensorReader(path) as reader:
+            require_specs(path, reader, expert_specs(manifest))
+        return cls({spec.name: path for spec in manifest.ffn()})
+
+    def __call__(self, spec: TensorSpec, start: int, count: int) -> bytes:
+        """Raw bytes, as `codec.apply` asks for them."""
+        size = bytes_of(spec, count)
+        if ".router." in spec.name:
+            return bytes(size)
+        return self._readers[spec.name].slice(spec.name, bytes_of(spec, start), size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+
+def materialise_file(
+    update: Path,
+    manifest: AnchorManifest,
+    stored: StoredTensors,
+    out: Path,
+    *,
+    base: str | None = None,
+    paths: Kernels | None = None,
+    workers: int = WORKERS,
+) -> None:
+    """Turn an update into the expert's store file, a few chunks at a time.
+
+    Args:
+        update: the update's file.
+        manifest: the anchor's, from which names, dtypes and shapes come.
+        stored: what the update changes.
+        out: the store file; it appears whole or not at all.
+        base: the digest of the contribution whose expert `stored` is; None for the anchor itself.
+        paths: kernels, the best there are when None.
+        workers: threads.
+
+    Raises:
+        CodecError: the update is damaged, does not fit the anchor or the base, or makes a value that is not finite.
+        StorageError: the disk is full.
+    """
+    specs = expert_specs(manifest)
+    with (
+        UpdateReader(update, wanted=update_specs(manifest), anchor=manifest.digest, base=base, paths=paths) as reader,
+        TensorWriter(out, specs) as writer,
+    ):
+        made = apply(reader, stored, specs, workers=workers)
+        for name, chunks in groupby(made, key=lambda chunk: chunk[0].name):
+            writer.write(name, (words.data for _, _, words in chunks))
+
+
+def require_specs(path: Path, reader: TensorReader, wanted: Sequence[TensorSpec]) -> None:
+    """Refuse a file that holds anything but `wanted`, in any order; raises ExpertError for the first difference."""
+    saw, expected = {spec.name: spec for spec in reader.specs}, {spec.name: spec for spec in wanted}
+    for name in sorted(saw.keys() | expected.keys()):
+        if saw.get(name) != expected.get(name):
+            raise ExpertError(
+                f"{path}: {name}: saw {_describe(saw.get(name))}, wanted {_describe(expected.get(name))}; "
+                "pack the expert again on the charter's anchor"
+            )
+
+
+def _describe(spec: TensorSpec | None) -> str:
+    return "no such tensor" if spec is None else f"{spec.dtype} {spec.shape}"
