@@ -8,11 +8,13 @@ version of an expert may change the version before it instead of the anchor; rou
         materialise_file(update, manifest, stored, store / "expert.safetensors")
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from numpy.typing import NDArray
 
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.codec import UpdateReader, apply
@@ -21,6 +23,8 @@ from motet.protocols.codec.kernels import Kernels
 from motet.protocols.codec.pipeline import WORKERS
 from motet.protocols.errors import ExpertError
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
+
+_Chunk = tuple[TensorSpec, int, NDArray[Any]]
 
 
 def router_weight_name(layer: int) -> str:
@@ -109,6 +113,7 @@ def materialise_file(
     base: str | None = None,
     paths: Kernels | None = None,
     workers: int = WORKERS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Turn an update into the expert's store file, a few chunks at a time.
 
@@ -120,6 +125,7 @@ def materialise_file(
         base: the digest of the contribution whose expert `stored` is; None for the anchor itself.
         paths: kernels, the best there are when None.
         workers: threads.
+        on_progress: told after every chunk how many values are done, of how many.
 
     Raises:
         CodecError: the update is damaged, does not fit the anchor or the base, or makes a value that is not finite.
@@ -130,9 +136,17 @@ def materialise_file(
         UpdateReader(update, wanted=update_specs(manifest), anchor=manifest.digest, base=base, paths=paths) as reader,
         TensorWriter(out, specs) as writer,
     ):
-        made = apply(reader, stored, specs, workers=workers)
+        made = _told(apply(reader, stored, specs, workers=workers), reader.header.values, on_progress)
         for name, chunks in groupby(made, key=lambda chunk: chunk[0].name):
             writer.write(name, (words.data for _, _, words in chunks))
+
+
+def _told(chunks: Iterable[_Chunk], total: int, on_progress: Callable[[int, int], None]) -> Iterator[_Chunk]:
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk[2])
+        on_progress(done, total)
 
 
 def require_specs(path: Path, reader: TensorReader, wanted: Sequence[TensorSpec]) -> None:

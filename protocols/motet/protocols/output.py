@@ -3,6 +3,7 @@
 show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
 note("ready on 127.0.0.1:9443")
 upload(..., progress=progress_line("sending"))
+bench_group(app).command()(codec)                # `motet bench codec`; several rooms have something to measure
 """
 
 import json
@@ -35,7 +36,17 @@ def note(line: str) -> None:
     sys.stderr.flush()
 
 
-def progress_line(what: str) -> Callable[[int, int], None]:
+def bench_group(app: typer.Typer) -> typer.Typer:
+    """The one group of commands that measure, `motet bench`, made when a room first asks for it."""
+    for registered in app.registered_groups:
+        if registered.name == "bench" and registered.typer_instance is not None:
+            return registered.typer_instance
+    group = typer.Typer(help="Measure this installation on this machine.", no_args_is_help=True)
+    app.add_typer(group, name="bench")
+    return group
+
+
+def progress_line(what: str, unit: str = "bytes") -> Callable[[int, int], None]:
     """A callback (done, total): one line that renews itself on a terminal, else a line every few seconds."""
     terminal, told = sys.stderr.isatty(), time.monotonic()
 
@@ -45,7 +56,7 @@ def progress_line(what: str) -> Callable[[int, int], None]:
         if not over and now - told < (0.1 if terminal else _PLAIN_SECONDS):
             return
         told = now
-        line = f"{what} {done:,} of {total:,} bytes"
+        line = f"{what} {done:,} of {total:,} {unit}"
         if terminal:
             sys.stderr.write(f"\r{line}" + ("\n" if over else ""))
             sys.stderr.flush()

@@ -8,6 +8,7 @@ independent positions, H the binary entropy in bits. Rows that differ in density
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from motet.protocols.canonical import Digest
@@ -61,11 +62,15 @@ def entropy_bound(density: float) -> float:
     return positions + density
 
 
-def describe(path: Path) -> Description:
-    """Decode a file and count. Raises CodecError when it is damaged."""
+def describe(path: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Description:
+    """Decode a file and count; `on_progress` is told values done, of how many. Raises CodecError when it is damaged."""
     with UpdateReader(path) as update:
         update.check_footer()
-        kept = {tensor.name: _kept(update, tensor.name) for tensor in update.header.tensors}
+        kept, done = {}, 0
+        for tensor in update.header.tensors:
+            kept[tensor.name] = _kept(update, tensor.name)
+            done += tensor.values
+            on_progress(done, update.header.values)
         tensors = tuple(_describe(update, index, kept) for index in range(len(update.header.tensors)))
         header = update.header
     size, ternary = path.stat().st_size, [tensor for tensor in header.tensors if tensor.method == "ternary"]
