@@ -12,22 +12,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from motet.protocols.codec.changes import SLAB, DenseChange, Floats, widen
+from motet.protocols.codec.changes import SLAB, DenseChange, Floats, Words, widen
 from motet.protocols.codec.cursor import Cursor
 from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader
+from motet.protocols.errors import CodecError
 
 _LIMIT = {"int8": 127, "int4": 7}
+_MOST = int(np.float32(MAX_SCALE).view(np.uint32) >> 16)
+"""The bits of the largest bf16 that is a scale."""
 
 
-def encode(values: Floats, tensor: TensorHeader) -> bytes:
-    """A chunk's payload. `values` are float32, flat, finite."""
+def encode(words: Words, tensor: TensorHeader) -> bytes:
+    """A chunk's payload. `words` are flat and finite; bf16 comes as its bits.
+
+    Raises:
+        CodecError: a value is larger than any scale reaches.
+    """
     block, limit = _block(tensor), _LIMIT[tensor.method]
     scales, codes = [], []
     step = SLAB // block * block
-    for start in range(0, len(values), step):
-        part = values[start : start + step]
+    for start in range(0, len(words), step):
+        part = widen(words[start : start + step], tensor.dtype)
         padded = np.pad(part, (0, -len(part) % block)).reshape(-1, block)
         bits = _bf16_above(np.abs(padded).max(axis=1) / np.float32(limit))
+        if (bits > _MOST).any():
+            raise CodecError(
+                f"{tensor.name}: saw a value of {np.abs(part).max():g}, wanted at most {limit * MAX_SCALE:g}; look for "
+                "a diverged loss, train again"
+            )
         scale = widen(bits, "BF16")[:, None]
         quotients = np.divide(padded, scale, out=np.zeros_like(padded), where=scale > 0)
         scales.append(bits)
@@ -42,9 +54,10 @@ def decode(payload: bytes, span: Span, tensor: TensorHeader, *, where: str) -> D
         CodecError: the payload has another size, a scale is not finite, negative or too large, or a code is unused.
     """
     cursor, block = Cursor(payload, where=where), _block(tensor)
-    scales = widen(np.frombuffer(cursor.take(2 * -(-span.count // block), "scales"), "<u2"), "BF16")
-    if not ((scales >= 0) & (scales <= MAX_SCALE)).all():
+    bits = np.frombuffer(cursor.take(2 * -(-span.count // block), "scales"), "<u2")
+    if (bits > _MOST).any():  # as bits: negative ones, the negative zero, infinity and NaN are above it
         raise cursor.problem(f"saw a block's scale outside 0 to {MAX_SCALE:g}")
+    scales = widen(bits, "BF16")
     size = span.count if tensor.method == "int8" else -(-span.count // 2)
     codes = np.frombuffer(cursor.take(size, "codes"), np.uint8)
     cursor.end()
@@ -97,7 +110,8 @@ def _check_codes(cursor: Cursor, codes: NDArray[np.uint8], count: int, method: s
     if method == "int8":
         unused = bool((codes == 0x80).any())
     else:
-        unused = bool(((codes & 0x0F) == 0x08).any() or ((codes & 0xF0) == 0x80).any())
+        parts = (codes[start : start + SLAB] for start in range(0, len(codes), SLAB))
+        unused = any(((part & 0x0F) == 0x08).any() or ((part & 0xF0) == 0x80).any() for part in parts)
         if count % 2 and codes[-1] >> 4:
             raise cursor.problem("saw padding bits set after the last code, wanted zeros")
     if unused:

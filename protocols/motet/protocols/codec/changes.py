@@ -80,7 +80,7 @@ class Change(ABC):
         if len(words) != self.count:
             raise CodecError(f"{self.where}: saw {len(words)} values to change, wanted {self.count}; use the anchor")
         self._add(words, dtype)
-        if not _all_finite(words, dtype):
+        if not all_finite(words, dtype):
             raise CodecError(f"{self.where}: saw a value that is not finite in {dtype}; train again, pack again")
         return words
 
@@ -142,7 +142,8 @@ def _sum(words: Words, change: Floats, dtype: str) -> Words:
         return narrow(widen(words, dtype) + change, dtype)
 
 
-def _all_finite(words: Words, dtype: str) -> bool:
+def all_finite(words: Words, dtype: str) -> bool:
+    """Whether no stored value is NaN or infinite; bf16 comes as its bits."""
     if dtype != "BF16":
         return bool(np.isfinite(words).all())
     bits = words.view(np.uint16)

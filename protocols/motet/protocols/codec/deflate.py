@@ -21,11 +21,18 @@ _RAW = -15
 _MEMORY = 9
 """The largest blocks that zlib makes: fewer tables, 0.15 % smaller than the default."""
 
+_SLAB = 1 << 18
+
 
 def deflate(data: Bytes) -> bytes:
     """Entropy-code bytes without looking for repeats: gaps and bitmaps have none worth finding."""
     coder = zlib.compressobj(9, zlib.DEFLATED, _RAW, _MEMORY, zlib.Z_HUFFMAN_ONLY)
     return coder.compress(data) + coder.flush()
+
+
+def most_deflated(size: int) -> int:
+    """The most bytes that a stream of `size` bytes may take here: the fixed code's, which no encoder need exceed."""
+    return size + size // 8 + 64
 
 
 def inflate(data: Bytes, size: int, *, where: str) -> bytes:
@@ -49,7 +56,10 @@ def inflate(data: Bytes, size: int, *, where: str) -> bytes:
 
 def huffman_bits(data: NDArray[np.uint8]) -> int:
     """How many bits a Huffman code takes for these bytes, its table not counted: what `deflate` will about need."""
-    heap = [int(count) for count in np.bincount(data, minlength=256) if count]
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(data), _SLAB):  # numpy counts 64-bit copies
+        counts += np.bincount(data[start : start + _SLAB], minlength=256)
+    heap = [int(count) for count in counts if count]
     heapq.heapify(heap)
     if len(heap) == 1:
         return heap[0]

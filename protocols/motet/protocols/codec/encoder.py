@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motet.protocols.codec import blocks, kernels, planes, sparse, survey
-from motet.protocols.codec.changes import narrow, widen, words_of
+from motet.protocols.codec.changes import all_finite, narrow, widen, words_of
 from motet.protocols.codec.frames import FrameReader, FrameWriter, copy_with_header
 from motet.protocols.codec.header import CHUNK_VALUES, Header, Span, TensorHeader, bytes_of
 from motet.protocols.codec.kernels import Kernels
@@ -135,13 +135,14 @@ def scaled(header: Header, factor: float) -> Header:
     for tensor in header.tensors:
         options = tensor.model_dump()
         if tensor.scale is not None:
-            options["scale"] = float(np.float32(tensor.scale) * np.float32(factor))
+            with np.errstate(over="ignore"):
+                options["scale"] = float(np.float32(tensor.scale) * np.float32(factor))
         tensors.append(options)
     try:
         return Header.model_validate(header.model_dump() | {"tensors": tensors})
     except ValueError as error:
         raise CodecError(
-            f"saw the factor {factor:g}, which takes a scale out of its range; choose a smaller"
+            f"saw the factor {factor:g}, which takes a scale out of its range; choose one nearer to 1"
         ) from error
 
 
@@ -233,13 +234,12 @@ def _payload(words: NDArray[Any], span: Span, plan: _Plan, chosen: Kernels) -> b
     tensor = plan.header
     if plan.cut is not None:
         return sparse.encode(_bits(words, tensor.dtype), span, plan.cut, tensor, chosen)
-    values = widen(words, tensor.dtype)
-    if not np.isfinite(values).all():
+    if not all_finite(words, tensor.dtype):
         raise CodecError(
             f"{tensor.name}: saw NaN or infinity, wanted finite values only; look for a diverged loss, train again"
         )
     if tensor.method in ("int8", "int4"):
-        return blocks.encode(values, tensor)
+        return blocks.encode(words, tensor)
     return planes.encode_lossless(words) if tensor.method == "lossless" else planes.encode_raw(words)
 
 

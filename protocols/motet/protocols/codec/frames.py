@@ -20,19 +20,29 @@ from pathlib import Path
 from typing import Self
 
 from motet.protocols.canonical import CHUNK_BYTES, storage_errors, sync_directory
-from motet.protocols.codec.deflate import deflate, inflate
-from motet.protocols.codec.header import MAX_HEADER_BYTES, Header, Span
+from motet.protocols.codec.deflate import deflate, inflate, most_deflated
+from motet.protocols.codec.header import MAX_HEADER_BYTES, Header, Span, TensorHeader, bytes_of
 from motet.protocols.errors import CodecError
 
 MAGIC = b"MOTETUP1"
 _HEADER = struct.Struct("<III")
 _FRAME = struct.Struct("<II")
 _FOOTER = 32
+_BANDS = 1 << 14
+"""Room for the fields of the most bands that a chunk can have."""
 
 
-def payload_cap(span: Span) -> int:
-    """More bytes than any method's payload for a chunk of this size has."""
-    return 6 * span.count + 8 * span.rows + (1 << 16)
+def payload_cap(tensor: TensorHeader, span: Span) -> int:
+    """The most bytes that a chunk's payload may take."""
+    match tensor.method:
+        case "raw":
+            return bytes_of(tensor.spec, span.count)
+        case "lossless":
+            return 4 + most_deflated(span.count) + span.count
+        case "int8" | "int4":
+            return 2 * -(-span.count // (tensor.block or 1)) + span.count
+    positions = span.count + span.count // 255
+    return _BANDS + 2 * span.rows + most_deflated(span.rows) + 2 * most_deflated(positions) + span.count // 8
 
 
 class FrameWriter:
@@ -156,7 +166,7 @@ class FrameReader:
         data = self._at(start, packed, f"{name}: header")
         if zlib.crc32(data) != checksum:
             raise CodecError(f"{name}: header: saw another checksum than it says; the file is damaged: fetch it again")
-        header = Header.parse(inflate(data, inflated, where=f"{name}: header"))
+        header = Header.parse(inflate(data, inflated, where=f"{name}: header"), where=f"{name}: header")
         return header, self._find_frames(header, start + packed)
 
     def _find_frames(self, header: Header, position: int) -> list[list[tuple[int, int]]]:
@@ -165,10 +175,10 @@ class FrameReader:
         for index, tensor, span in header.spans():
             where = f"{self.path.name}: {tensor.name}, chunk {span.number}"
             size, _ = _FRAME.unpack(self._at(position, _FRAME.size, where))
-            if size > payload_cap(span) or position + _FRAME.size + size > end:
+            if size > payload_cap(tensor, span) or position + _FRAME.size + size > end:
                 raise CodecError(
                     f"{where}: saw a payload of {size} bytes at byte {position} of {self.size}, wanted at most "
-                    f"{payload_cap(span)} inside the file; it is cut or damaged: fetch it again"
+                    f"{payload_cap(tensor, span)} inside the file; it is cut or damaged: fetch it again"
                 )
             frames[index].append((position, size))
             position += _FRAME.size + size

@@ -24,7 +24,10 @@ from motet.protocols.tensor_files import DTYPE_BYTES, TensorSpec
 
 CHUNK_VALUES = 1 << 22
 """Values in a chunk unless a row is longer: 8 MiB of bf16, so that a chunk's own tables weigh next to nothing."""
-MAX_CHUNK_VALUES = 1 << 23
+MAX_CHUNK_VALUES = 1 << 22
+"""Also the longest row. What a chunk may ask of a decoder's memory follows from it."""
+MAX_CHUNKS = 1 << 17
+"""Chunks in a file: a hundred times those of a model of 7B parameters, and found in a second."""
 MAX_TENSORS = 8192
 MAX_TENSOR_VALUES = 1 << 40
 MAX_HEADER_BYTES = 1 << 20
@@ -32,6 +35,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_SCALE = 1e4
 """The largest scale: weights are around 1, so more is damage."""
 
+_MAX_PROBLEM = 300
 _SCALED = ("ternary", "levels")
 _BLOCKED = ("int8", "int4")
 
@@ -56,7 +60,7 @@ class TensorHeader(Strict):
 
     name: str
     dtype: Literal["BF16", "F16", "F32"]
-    shape: tuple[int, ...] = Field(max_length=8)
+    shape: tuple[Annotated[int, Field(ge=0, le=MAX_TENSOR_VALUES)], ...] = Field(max_length=8)
     method: Method
     scale: float | None = Field(None, gt=0, le=MAX_SCALE)
     """ternary: the magnitude of a kept value, of which a row's own scale is a multiple. levels: the step. A float32."""
@@ -84,9 +88,16 @@ class TensorHeader(Strict):
         """The tensor's chunks: as many whole rows as `chunk_values` holds, and at least one."""
         if not self.values:
             return
-        rows, step = self.values // self.columns, max(1, chunk_values // self.columns)
+        rows, step = self.values // self.columns, self._rows_a_chunk(chunk_values)
         for number, first in enumerate(range(0, rows, step)):
             yield Span(number=number, start=first * self.columns, rows=min(step, rows - first), columns=self.columns)
+
+    def chunks(self, chunk_values: int) -> int:
+        """How many chunks `spans` has."""
+        return -(-self.values // self.columns // self._rows_a_chunk(chunk_values)) if self.values else 0
+
+    def _rows_a_chunk(self, chunk_values: int) -> int:
+        return max(1, chunk_values // self.columns)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,7 +155,7 @@ class Header(Strict):
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes, *, where: str = "header") -> Self:
         """Read canonical JSON.
 
         Raises:
@@ -152,10 +163,11 @@ class Header(Strict):
         """
         try:
             header = cls.model_validate_json(data)
-        except ValidationError as error:
-            raise CodecError(f"header: {first_problem(error)}; it was not made by this format") from error
+        except ValidationError as error:  # a stranger chose the words in it: no control characters, no megabytes
+            problem = ascii(first_problem(error))[1:-1][:_MAX_PROBLEM]
+            raise CodecError(f"{where}: {problem}; it was not made by this format") from error
         if header.canonical() != data:
-            raise CodecError("header: saw JSON that is not canonical, wanted sorted keys, no spaces, no defaults")
+            raise CodecError(f"{where}: saw JSON that is not canonical, wanted sorted keys, no spaces, no defaults")
         return header
 
     @model_validator(mode="after")
@@ -163,6 +175,8 @@ class Header(Strict):
         names = [tensor.name for tensor in self.tensors]
         if len(set(names)) != len(names):
             raise ValueError("saw a tensor twice, wanted each once")
+        if (chunks := sum(tensor.chunks(self.chunk_values) for tensor in self.tensors)) > MAX_CHUNKS:
+            raise ValueError(f"saw {chunks} chunks, wanted at most {MAX_CHUNKS}; take more values in a chunk")
         return self
 
 

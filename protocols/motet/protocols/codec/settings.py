@@ -23,7 +23,7 @@ class CodecSettings(Strict):
     density: float = Field(0.2, gt=0, le=1)
     """ternary: the share of values kept, the largest of the whole update."""
     row_scales: bool = False
-    """ternary: whether each row has a scale of its own beside its tensor's, for 16 more bits a row."""
+    """ternary: whether each row has a scale of its own beside its tensor's, for some four bits a row."""
     step: float = Field(1.0, ge=1e-3, le=1e3)
     """levels: the distance between levels, in units of the update's root mean square."""
     block: int = Field(64, ge=8, le=4096)

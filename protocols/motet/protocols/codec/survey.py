@@ -113,4 +113,4 @@ def _ternary_choice(histogram: Histogram, threshold: int) -> Choice:
 
 def _float32(scale: float) -> float:
     """A scale as the header carries it: a float32, positive and capped."""
-    return float(np.clip(np.float32(scale), np.finfo(np.float32).tiny, np.float32(MAX_SCALE)))
+    return float(np.float32(min(max(scale, float(np.finfo(np.float32).tiny)), MAX_SCALE)))
