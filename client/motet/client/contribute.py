@@ -20,7 +20,7 @@ from motet.client.spool import Spool
 from motet.protocols import transfer
 from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.container import write_container
-from motet.protocols.contribution import Withdrawal
+from motet.protocols.contribution import Contribution, Withdrawal
 from motet.protocols.control import Phase
 from motet.protocols.documents import Strict, first_problem
 from motet.protocols.errors import ConfigurationError
@@ -55,7 +55,8 @@ def describe(packed: Packed) -> list[str]:
     figures = manifest.bits_per_byte
     return [
         f"contribution {packed.digest}, version {manifest.version} of {manifest.name}",
-        f"update       {manifest.update_bytes:,} bytes: the change to the anchor's feed-forward layers, and one "
+        f"update       {manifest.update_bytes:,} bytes, {_encoding(manifest)}: the change to "
+        f"{'the anchor' if manifest.base is None else 'version ' + manifest.base}'s feed-forward layers, and one "
         "routing row per layer",
         f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
         f"expert, on {manifest.training.held_out_documents} held-out documents",
@@ -66,6 +67,13 @@ def describe(packed: Packed) -> list[str]:
         f"signed by    {manifest.owner}",
         "stays here   the documents, the statistics of their text, the optimiser's state",
     ]
+
+
+def _encoding(manifest: Contribution) -> str:
+    """How the update is encoded, and what is left of the expert's gain."""
+    kept = manifest.codec.gain_kept
+    survives = "" if kept is None else f", {100 * kept:.1f} % of the expert's gain kept"
+    return manifest.codec.method + survives
 
 
 def send(home: OwnerHome, packed: Packed, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Sent:

@@ -6,7 +6,7 @@ keys/owner.pem  keys/flower    Ed25519 for signatures, P-384 for Flower (with fl
 anchor/                        the anchor, statistics.safetensors and public.jsonl
 spool/                         jobs and what became of them
 work/                          what a job keeps while it runs, and resumes from
-outbox/<contribution>/         contribution.json, update.safetensors and, once admitted, receipt.json
+outbox/<contribution>/         contribution.json, update.motetup and, once admitted, receipt.json
 composites/<composite>/        what was fetched to be evaluated
 
 home = OwnerHome.create(Path("owner"), config, signed_charter)     # `motet join`
@@ -23,7 +23,8 @@ from pydantic import Field, field_validator
 
 from motet.client.keys import flower_public_key, owner_key
 from motet.protocols.canonical import hex_of, write_atomically
-from motet.protocols.charter import Charter
+from motet.protocols.charter import Charter, CodecRules
+from motet.protocols.codec import CodecSettings, Method
 from motet.protocols.contribution import RESERVED_NAMES, JoinRequest, Terms
 from motet.protocols.documents import Name, PublicKey, Strict, TomlFile
 from motet.protocols.errors import ConfigurationError
@@ -77,6 +78,9 @@ class TrainingConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The dtype of the arithmetic in training and scoring; auto is bfloat16 on an accelerator. Weights being trained,
     and whatever is stored in float32, stay float32."""
+    start: Literal["anchor", "latest"] = "anchor"
+    """Whether the expert starts as the anchor, or as the newest version that the coordinator admitted, if there is one:
+    each admitted version then begins a new training of so many steps."""
     seed: int = 0
     """The seed of the order of the text; the same seed gives the same expert on one kind of machine."""
     checkpoint_every: int = Field(100, ge=1)
@@ -94,6 +98,42 @@ class ContributionConfig(Strict):
     """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`."""
 
 
+class CodecConfig(Strict):
+    """How the expert's matrices are encoded for the journey."""
+
+    method: Method | None = None
+    """One that the charter admits; none takes the charter's first."""
+    density: float | None = Field(None, gt=0, le=1)
+    """ternary: the share of values kept; none takes the charter's."""
+    row_scales: bool = False
+    """ternary: a scale for each row beside its tensor's."""
+    step: float = Field(1.0, ge=1e-3, le=1e3)
+    """levels: the distance between levels, in units of the update's root mean square."""
+    block: int = Field(64, ge=8, le=4096)
+    """int8, int4: how many values share a scale."""
+    tune: bool = True
+    """ternary, levels: whether the scale is tuned on a part of the held-out text."""
+    successive: bool = True
+    """Whether a later version may travel as the change since the one that the coordinator admitted last, when that
+    serves it better than the change to the anchor."""
+
+    def settings(self, rules: CodecRules) -> CodecSettings:
+        """What the codec is told. Raises ConfigurationError when the charter does not admit the method."""
+        method = self.method or rules.methods[0]
+        if method not in rules.methods:
+            raise ConfigurationError(
+                f"saw the method {method!r} under [codec] in owner.toml, wanted one that the charter admits: "
+                f"{', '.join(rules.methods)}"
+            )
+        return CodecSettings(
+            method=method,
+            density=self.density or rules.density,
+            row_scales=self.row_scales,
+            step=self.step,
+            block=self.block,
+        )
+
+
 class OwnerConfig(TomlFile):
     """`owner.toml`."""
 
@@ -109,6 +149,7 @@ class OwnerConfig(TomlFile):
     data: DataConfig
     terms: Terms
     training: TrainingConfig = TrainingConfig()
+    codec: CodecConfig = CodecConfig()
     contribution: ContributionConfig = ContributionConfig()
 
     @field_validator("name")

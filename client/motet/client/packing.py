@@ -1,8 +1,8 @@
 """A trained expert becomes a contribution: an update file and its signed manifest, side by side in the outbox.
 
-The update is lossless for now: the bf16 difference to the anchor (`motet.moe.experts`). Guarantees: the figures in the
-manifest are those of the expert that the update defines, after rounding; the folder appears whole or not at all; the
-newest expert packed again under the same terms is the same contribution, and another one has a higher version.
+Guarantees: the figures in the manifest are those of the expert that the update defines, after encoding and rounding
+(`motet.client.encoding`); the folder appears whole or not at all; the newest expert packed again under the same terms
+is the same contribution, and another one has a higher version.
 
     packed = pack(trained, material, home)
     packed.digest, packed.update, packed.contribution.bits_per_byte
@@ -12,22 +12,29 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
+from pydantic import Field
 
-from motet.client.devices import arithmetic_of, device_of
+from motet.client.encoding import Encoded, encode_expert
 from motet.client.owner import OwnerHome, read_signed
 from motet.client.preparation import Material
 from motet.client.training import TrainedExpert
-from motet.moe.experts import read_update, swap_ffn, write_update
-from motet.moe.scoring import bits_per_byte, score_windows, windows_of
-from motet.protocols.canonical import file_digest, storage_errors, sync_directory, write_atomically
+from motet.client.versions import Versions
+from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
 from motet.protocols.contribution import Contribution
+from motet.protocols.documents import Document
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.signing import Signed, seal
 
 RECEIPT_NAME = "receipt.json"
+PACKING_NAME = "packing.json"
+
+
+class _PackingRecord(Document):
+    schema_: Literal["motet.packing/1"] = Field("motet.packing/1", alias="schema")
+    key: Digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,29 +62,40 @@ class Packed:
 
 
 def pack(trained: TrainedExpert, material: Material, home: OwnerHome) -> Packed:
-    """Write, measure, sign, and put into the outbox.
+    """Encode, tune, measure, sign, and put into the outbox.
 
     Raises:
-        ExpertError: the trained tensors do not fit the anchor, or are not finite.
+        ConfigurationError: the charter does not admit the codec's method.
+        ExpertError, CodecError: the trained tensors do not fit the anchor, or are not finite.
         StorageError: the disk is full.
     """
+    key = packing_key(trained, home)
+    for newest in packed_contributions(home)[-1:]:
+        if _is_the_same(newest, key, material, home):
+            return newest
     with storage_errors(home.outbox):
         home.outbox.mkdir(parents=True, exist_ok=True)
     _clear_unfinished(home.outbox)
     folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=home.outbox))
-    write_update(folder / UPDATE_NAME, material.anchor, trained.ffn, trained.rows)
-    update = file_digest(folder / UPDATE_NAME)
-    for newest in packed_contributions(home)[-1:]:
-        if _says_the_same(newest.contribution, material, home, update):
-            shutil.rmtree(folder)
-            return newest
-    signed = seal(_manifest(trained, material, home, folder / UPDATE_NAME, update), home.key)
+    encoded = encode_expert(trained, material, home, folder)
+    manifest = _manifest(trained, material, home, encoded)
+    signed = seal(manifest, home.key)
     write_atomically(folder / MANIFEST_NAME, signed.canonical())
+    write_atomically(folder / PACKING_NAME, _PackingRecord(key=key).canonical())
     folder.chmod(0o755)
-    target = home.contribution(signed.open(Contribution).digest)
+    target = home.contribution(manifest.digest)
+    versions = Versions.of(home, material.anchor)
+    versions.keep(manifest, encoded.path, trained.ffn, trained.rows, encoded.previous)
     folder.rename(target)
     sync_directory(home.outbox)
     return read_packed(target, owner=home.key.public)
+
+
+def packing_key(trained: TrainedExpert, home: OwnerHome) -> str:
+    """Names the trained expert and how it is encoded: packed again, the same is not another version."""
+    settings = home.config.codec.settings(home.charter.codec).model_dump(mode="json")
+    tuning = {"tune": home.config.codec.tune, "successive": home.config.codec.successive}
+    return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning})
 
 
 def packed_contributions(home: OwnerHome) -> list[Packed]:
@@ -106,13 +124,16 @@ def read_packed(folder: Path, *, owner: str) -> Packed:
     return Packed(folder=folder, signed=signed, contribution=signed.open(Contribution, by=owner))
 
 
-def _says_the_same(packed: Contribution, material: Material, home: OwnerHome, update: str) -> bool:
-    """Whether a manifest made now would differ in nothing but its version and figures measured anew."""
-    saw = (packed.update, packed.charter, packed.name, packed.terms)
-    return saw == (update, material.charter, home.config.name, home.config.terms)
+def _is_the_same(packed: Packed, key: str, material: Material, home: OwnerHome) -> bool:
+    """Whether packing now would differ in nothing but the version and figures measured anew."""
+    path = packed.folder / PACKING_NAME
+    if not path.exists() or _PackingRecord.parse(path.read_bytes()).key != key:
+        return False
+    saw = (packed.contribution.charter, packed.contribution.name, packed.contribution.terms)
+    return saw == (material.charter, home.config.name, home.config.terms)
 
 
-def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, file: Path, update: str) -> Contribution:
+def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded) -> Contribution:
     versions = [packed.contribution.version for packed in packed_contributions(home)]
     return Contribution(
         charter=material.charter,
@@ -120,31 +141,14 @@ def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, file:
         name=home.config.name,
         owner=home.key.public,
         version=max(versions, default=0) + 1,
-        update=update,
-        update_bytes=file.stat().st_size,
+        base=None if encoded.previous is None else encoded.previous.contribution,
+        update=file_digest(encoded.path),
+        update_bytes=encoded.path.stat().st_size,
         terms=home.config.terms,
         training=trained.record,
-        bits_per_byte=_measured(material, home, file),
+        codec=encoded.record,
+        bits_per_byte=encoded.bits_per_byte,
     )
-
-
-def _measured(material: Material, home: OwnerHome, update: Path) -> dict[str, float]:
-    """Bits per byte of the held-out text: under the anchor, and with the expert's networks in place of its own."""
-    settings, anchor = home.config.training, material.anchor
-    expert = read_update(update, anchor, name=material.name, contribution="")
-    stored = next(iter(expert.ffn.values())).dtype
-    model = anchor.model(dtype=torch.promote_types(arithmetic_of(settings), stored))
-    model.to(device_of(settings))  # type: ignore[arg-type]
-    windows = windows_of(
-        anchor.tokenizer(),
-        material.corpus.held_out,
-        sequence_length=settings.sequence_length,
-        batch_size=settings.batch_size,
-    )
-    figures = {"anchor": bits_per_byte(score_windows(model, windows))}
-    with swap_ffn(model, expert.ffn):
-        figures["expert"] = bits_per_byte(score_windows(model, windows))
-    return {row: round(figure, 6) for row, figure in figures.items()}
 
 
 def _clear_unfinished(outbox: Path) -> None:

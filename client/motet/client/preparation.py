@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from motet.client.data import Corpus, load_corpus, load_public
 from motet.client.devices import device_of
 from motet.client.owner import OwnerHome, require_licence
+from motet.client.versions import Version, Versions
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics, measure
@@ -40,11 +42,19 @@ class Material:
     public: Corpus
     rows: RoutingRows
     public_share: float
+    start: Version | None = None
+    """The version that training goes on from; None is the anchor."""
 
     @property
     def digest(self) -> str:
-        """The digest of the charter, which pins anchor, statistics and public text, and of the owner's text."""
-        return digest_of({"charter": self.charter, "corpus": self.corpus.digest})
+        """The digest of the charter, which pins anchor, statistics and public text, of the owner's text, and of the
+        version that training goes on from, if any."""
+        named = {"charter": self.charter, "corpus": self.corpus.digest}
+        return digest_of(named if self.start is None else named | {"start": self.start.contribution})
+
+    def initial_ffn(self) -> dict[str, Tensor]:
+        """The feed-forward tensors that training begins with, under the anchor's names."""
+        return self.anchor.ffn() if self.start is None else self.start.trained(self.anchor)
 
 
 def fetch_anchor(home: OwnerHome) -> None:
@@ -104,6 +114,7 @@ def prepare(home: OwnerHome) -> Material:
         public=public,
         rows=lda_rows(own, _public_statistics(anchor, home)),
         public_share=home.charter.training.public_share,
+        start=Versions.of(home, anchor).admitted() if home.config.training.start == "latest" else None,
     )
 
 

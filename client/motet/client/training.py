@@ -59,6 +59,8 @@ class TrainedExpert:
     ffn: Mapping[str, Tensor]
     rows: RoutingRows
     record: TrainingRecord
+    fingerprint: str
+    """Names everything that determined it."""
 
 
 def train(
@@ -111,13 +113,14 @@ def _train(
         ffn={name: parameter.detach().cpu() for name, parameter in run.parameters.items()},
         rows=material.rows,
         record=_record(material, config, run.batches),
+        fingerprint=run.checkpoints.fingerprint,
     )
 
 
 def expert_model(
     material: Material, *, checkpointing: bool = False, half: bool = False
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
-    """The two-expert composite, all frozen but the expert's float32 parameters, which start as the anchor's.
+    """The two-expert composite, all frozen but the expert's float32 parameters, which start as the material says.
 
     With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
     lost; then run the model under autocast. In float32 otherwise.
@@ -125,7 +128,7 @@ def expert_model(
     stored_half = {spec.dtype for spec in material.anchor.manifest.ffn()} == {"BF16"}
     anchor = material.anchor.model(dtype=torch.bfloat16 if half and stored_half else torch.float32)
     anchor.requires_grad_(False)
-    parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.anchor.ffn().items()}
+    parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
     model = compose(anchor, [expert])  # without the charter's priors: they weigh a composite, and may change later
     model.train()

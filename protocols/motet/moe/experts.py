@@ -9,7 +9,7 @@ coordinator compute the same bits from the same update, and every figure is meas
         ...                                                     # the anchor with this expert alone
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,17 @@ class Expert:
     rows: RoutingRows
 
 
+Before = Callable[[TensorSpec, int, int], Tensor]
+"""What a difference is against: `count` values from a flat index on, float32. Called from several threads at once."""
+
+
 class Difference:
     """What training changed, as a codec source: subtracted in float32, rounded to bf16, a slice at a time.
 
     Args:
         trained: the trained feed-forward tensors, under the anchor's names, on any device.
         rows: the routing rows, which travel whole.
-        stored: what the difference is against: the anchor's tensors, or an earlier expert's.
+        before: what the difference is against, asked by the anchor's specs.
         manifest: the anchor's.
 
     Raises:
@@ -76,11 +80,11 @@ class Difference:
     """
 
     def __init__(
-        self, trained: Mapping[str, Tensor], rows: RoutingRows, stored: StoredTensors, manifest: AnchorManifest
+        self, trained: Mapping[str, Tensor], rows: RoutingRows, before: Before, manifest: AnchorManifest
     ) -> None:
         _require_same("the trained tensors", {name: tuple(t.shape) for name, t in trained.items()}, manifest.ffn())
         _require_rows(rows, manifest)
-        self._trained, self._stored = trained, stored
+        self._trained, self._before = trained, before
         self._specs = {spec.name: spec for spec in manifest.ffn()}
         self._rows = {router_weight_name(layer): rows.weight[layer] for layer in range(manifest.layers)}
         self._rows |= {router_bias_name(layer): rows.bias[layer : layer + 1] for layer in range(manifest.layers)}
@@ -90,11 +94,19 @@ class Difference:
         if spec.name in self._rows:
             row: NDArray[Any] = self._rows[spec.name].detach().cpu().float().numpy()[start : start + count]
             return row
-        stored = self._specs[spec.name]
-        before = _tensor_of(self._stored(stored, start, count), stored.dtype)
+        before = self._before(self._specs[spec.name], start, count)
         after = self._trained[spec.name].detach().reshape(-1)[start : start + count].cpu()
-        bits: NDArray[Any] = (after.float() - before.float()).bfloat16().view(torch.int16).numpy()
+        bits: NDArray[Any] = (after.float() - before).bfloat16().view(torch.int16).numpy()
         return bits.view("uint16")
+
+
+def values_of(stored: StoredTensors) -> Before:
+    """Stored tensors as something to take a difference against."""
+
+    def before(spec: TensorSpec, start: int, count: int) -> Tensor:
+        return _tensor_of(stored(spec, start, count), spec.dtype).float()
+
+    return before
 
 
 def materialise(anchor: Tensor, update: Tensor) -> Tensor:
@@ -110,8 +122,18 @@ def write_update(
     settings: CodecSettings = LOSSLESS,
     *,
     base: Base | None = None,
+    before: Before | None = None,
 ) -> None:
     """Write the update that turns the anchor, or an earlier expert, into (nearly, see the module) `trained_ffn`.
+
+    Args:
+        path: the update's file.
+        anchor: the anchor.
+        trained_ffn: the trained tensors, under the anchor's names.
+        rows: the routing rows.
+        settings: the encoding.
+        base: the earlier expert that the update is applied to; None for the anchor.
+        before: what the difference is taken against, when that is not what the update is applied to.
 
     Raises:
         ExpertError: tensors or rows do not fit the anchor.
@@ -121,7 +143,7 @@ def write_update(
     with stored_tensors(anchor, base) as stored:
         encode(
             path,
-            Difference(trained_ffn, rows, stored, anchor.manifest),
+            Difference(trained_ffn, rows, before or values_of(stored), anchor.manifest),
             update_specs(anchor.manifest),
             settings,
             anchor=anchor.digest,

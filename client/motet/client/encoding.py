@@ -1,0 +1,176 @@
+"""A trained expert as the update that serves it best: encoded, its scale tuned, and what that cost measured.
+
+An update may change the anchor, or the version that the coordinator admitted last; for lossy methods the better of the
+two on the owner's text is taken, for lossless ones the smaller. Every figure is on held-out documents that no scale was
+tuned on.
+
+    encoded = encode_expert(trained, material, home, folder)
+    encoded.path, encoded.record.gain_kept, encoded.bits_per_byte
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from motet.client.devices import arithmetic_of, device_of
+from motet.client.owner import OwnerHome
+from motet.client.preparation import Material
+from motet.client.training import TrainedExpert
+from motet.client.tuning import split, tuned
+from motet.client.versions import Version, Versions, before
+from motet.moe.experts import read_update, swap_ffn, write_update
+from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
+from motet.protocols.codec import CodecSettings, rescale
+from motet.protocols.container import UPDATE_NAME
+from motet.protocols.contribution import CodecRecord
+
+_EXACT = ("lossless", "raw")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """An update file, and what it is worth. `bits_per_byte` has the rows "anchor", "trained" and "expert"."""
+
+    path: Path
+    previous: Version | None
+    record: CodecRecord
+    bits_per_byte: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """One way to encode: the change to `previous`, its scales times `factor`; `loss` is less for the better."""
+
+    path: Path
+    previous: Version | None
+    factor: float | None
+    loss: float
+
+
+def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, folder: Path) -> Encoded:
+    """Write `update.motetup` into a folder, and measure it.
+
+    Raises:
+        ConfigurationError: the charter does not admit the method.
+        ExpertError, CodecError: the trained tensors do not fit the anchor, or are not finite.
+        StorageError: the disk is full.
+    """
+    settings = home.config.codec.settings(home.charter.codec)
+    yardstick = Yardstick.of(material, home)
+    admitted = Versions.of(home, material.anchor).admitted() if home.config.codec.successive else None
+    candidates = [
+        _candidate(folder / f"candidate-{number}", previous, settings, trained, home.config.codec.tune, yardstick)
+        for number, previous in enumerate([None] if admitted is None else [None, admitted])
+    ]
+    best = min(candidates, key=lambda candidate: candidate.loss)
+    path = folder / UPDATE_NAME
+    if best.factor is None:
+        best.path.rename(path)
+    else:
+        rescale(best.path, path, best.factor)
+    for candidate in candidates:
+        candidate.path.unlink(missing_ok=True)
+    figures = yardstick.figures(trained.ffn, path, best.previous)
+    return Encoded(
+        path=path,
+        previous=best.previous,
+        record=CodecRecord(
+            method=settings.method,
+            scale_factor=best.factor,
+            tuning_documents=yardstick.tuning_documents,
+            gain_kept=gain_kept(figures),
+        ),
+        bits_per_byte=figures,
+    )
+
+
+def gain_kept(figures: Mapping[str, float]) -> float | None:
+    """The share of the trained expert's gain over the anchor that the encoded one keeps; None if it gained nothing."""
+    gain = figures["anchor"] - figures["trained"]
+    return round((figures["anchor"] - figures["expert"]) / gain, 4) if gain > 0 else None
+
+
+def _candidate(
+    path: Path,
+    previous: Version | None,
+    settings: CodecSettings,
+    trained: TrainedExpert,
+    tune: bool,
+    yardstick: "Yardstick",
+) -> _Candidate:
+    anchor, base = yardstick.material.anchor, None if previous is None else previous.base
+    with before(previous, anchor) as sent:
+        write_update(path, anchor, trained.ffn, trained.rows, settings, base=base, before=sent)
+    if settings.method in _EXACT:
+        return _Candidate(path=path, previous=previous, factor=None, loss=path.stat().st_size)
+    if tune and settings.surveyed and yardstick.tuning is not None:
+        factor, loss = tuned(lambda factor: yardstick.tuning_loss(path, previous, factor))
+        return _Candidate(path=path, previous=previous, factor=factor, loss=loss)
+    return _Candidate(path=path, previous=previous, factor=None, loss=yardstick.tuning_loss(path, previous, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Yardstick:
+    """The anchor with an expert in place of its networks, scored on the owner's held-out text.
+
+    `tuning` is the part that scales and bases are chosen on, None for exact methods and when there are too few
+    documents; `report` is the rest.
+    """
+
+    material: Material
+    model: PreTrainedModel
+    tuning: Windows | None
+    report: Windows
+
+    @classmethod
+    def of(cls, material: Material, home: OwnerHome) -> "Yardstick":
+        """Load the anchor and cut the text; figures are of stored weights, so never in a narrower dtype."""
+        settings, anchor = home.config.training, material.anchor
+        stored = next(iter(anchor.ffn().values())).dtype
+        model = anchor.model(dtype=torch.promote_types(arithmetic_of(settings), stored))
+        model.to(device_of(settings))  # type: ignore[arg-type]
+        tokenizer = anchor.tokenizer()
+
+        def cut(documents: list[str]) -> Windows:
+            return windows_of(
+                tokenizer, documents, sequence_length=settings.sequence_length, batch_size=settings.batch_size
+            )
+
+        tuning, report = split(material.corpus.held_out)
+        if home.config.codec.settings(home.charter.codec).method in _EXACT:
+            tuning, report = [], list(material.corpus.held_out)
+        return cls(material=material, model=model, tuning=cut(tuning) if tuning else None, report=cut(report))
+
+    @property
+    def tuning_documents(self) -> int:
+        """How many documents are tuned on."""
+        return 0 if self.tuning is None else len(self.tuning.sizes)
+
+    def tuning_loss(self, update: Path, previous: Version | None, factor: float) -> float:
+        """Bits per byte, on the text to tune on, of the expert that an update defines with its scales times `factor`.
+
+        With a single held-out document there is none to tune on; that one then chooses between bases.
+        """
+        return self.score(self._expert(update, previous, factor), self.tuning or self.report)
+
+    def figures(self, trained: Mapping[str, Tensor], update: Path, previous: Version | None) -> dict[str, float]:
+        """Bits per byte on the text to report on: the anchor, the expert as trained, and as the update defines it."""
+        found = {
+            "anchor": bits_per_byte(score_windows(self.model, self.report)),
+            "trained": self.score(trained, self.report),
+            "expert": self.score(self._expert(update, previous, 1.0), self.report),
+        }
+        return {row: round(figure, 6) for row, figure in found.items()}
+
+    def score(self, ffn: Mapping[str, Tensor], windows: Windows) -> float:
+        """Bits per byte with these feed-forward networks in place of the anchor's."""
+        with swap_ffn(self.model, ffn):
+            return bits_per_byte(score_windows(self.model, windows))
+
+    def _expert(self, update: Path, previous: Version | None, factor: float) -> Mapping[str, Tensor]:
+        base = None if previous is None else previous.base
+        return read_update(update, self.material.anchor, name="", contribution="", base=base, factor=factor).ffn
