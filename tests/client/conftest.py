@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.client.owner import ContributionConfig, DataConfig, OwnerConfig, OwnerHome, TrainingConfig
+from motet.client.owner import CodecConfig, ContributionConfig, DataConfig, OwnerConfig, OwnerHome, TrainingConfig
 from motet.coordinator.tls import ensure_tls
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, AnchorPin, Charter
@@ -161,10 +161,12 @@ def federation(anchor_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def make_home(federation: Federation, tmp_path: Path) -> MakeHome:
-    """`make_home(name, training={...}, contribution={...}, texts=[...])` joins with text of its own."""
+    """`make_home(name, training={...}, contribution={...}, codec={...}, texts=[...])` joins with own text."""
     import json
 
-    def make(name: str = "medicine", *, texts: list[str] | None = None, training=None, contribution=None) -> OwnerHome:
+    def make(
+        name: str = "medicine", *, texts: list[str] | None = None, training=None, contribution=None, codec=None
+    ) -> OwnerHome:
         path = tmp_path / name
         path.mkdir()
         lines = [json.dumps({"text": text}) for text in (sentences(60) if texts is None else texts)]
@@ -179,6 +181,7 @@ def make_home(federation: Federation, tmp_path: Path) -> MakeHome:
                 | {"checkpoint_every": 2, "learning_rate": 1e-2}
                 | (training or {})
             ),
+            codec=CodecConfig(**{"method": "lossless"} | (codec or {})),
             contribution=ContributionConfig(**{"consent": "automatic"} | (contribution or {})),
         )
         home = OwnerHome.create(path, config, seal(federation.charter, federation.key))

@@ -14,12 +14,13 @@ from motet.client.packing import Packed, find_packed, pack, packed_contributions
 from motet.client.preparation import prepare
 from motet.client.worker import make_contribution
 from motet.moe.anchor import Anchor
-from motet.moe.experts import materialise_file, read_update, swap_ffn
+from motet.moe.experts import read_update, swap_ffn
 from motet.moe.scoring import bits_per_byte, score
 from motet.protocols.canonical import file_digest
 from motet.protocols.container import read_container
 from motet.protocols.contribution import EvaluationReport, Withdrawal
 from motet.protocols.errors import AssemblyError, ConfigurationError, TransferRefused
+from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.locks import locked
 
 
@@ -41,7 +42,8 @@ def composite_of(packed: Packed, home: OwnerHome, folder: Path) -> str:
     from motet.coordinator.assembly import Member, RoutingPolicy, assemble
 
     anchor = Anchor.load(home.anchor)
-    materialise_file(packed.update, anchor, folder.with_suffix(".safetensors"))
+    with StoredTensors.of_anchor(home.anchor) as stored:
+        materialise_file(packed.update, anchor.manifest, stored, folder.with_suffix(".safetensors"))
     member = Member(name=home.config.name, contribution=packed.digest, expert_file=folder.with_suffix(".safetensors"))
     return assemble(anchor, [member], RoutingPolicy.of(home.charter.routing), folder).digest
 
@@ -65,7 +67,8 @@ def test_figures_are_those_of_the_rounded_expert(make_home) -> None:
     figures = {"anchor": bits_per_byte(score(model, material.anchor.tokenizer(), texts, sequence_length=32))}
     with swap_ffn(model, expert.ffn):
         figures["expert"] = bits_per_byte(score(model, material.anchor.tokenizer(), texts, sequence_length=32))
-    assert packed.contribution.bits_per_byte == pytest.approx(figures, abs=1e-5)
+    assert packed.contribution.bits_per_byte == pytest.approx(figures | {"trained": figures["expert"]}, abs=1e-4)
+    assert packed.contribution.bits_per_byte["expert"] == pytest.approx(figures["expert"], abs=1e-5)
     assert figures["expert"] < figures["anchor"]
 
 
@@ -230,14 +233,14 @@ def test_an_unpublished_composite_is_refused(make_home, coordinator) -> None:
 
 def test_packing_refuses_what_is_not_finite(make_home) -> None:
     from motet.client.training import train
-    from motet.protocols.errors import ExpertError
+    from motet.protocols.errors import CodecError
 
     home = make_home()
     material = prepare(home)
     made = train(material, home.config.training, home.work / "run")
     assert made is not None
     next(iter(made.ffn.values()))[0, 0] = float("nan")
-    with pytest.raises(ExpertError, match="finite"):
+    with pytest.raises(CodecError, match="finite"):
         pack(made, material, home)
     assert packed_contributions(home) == []
 

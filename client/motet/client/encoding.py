@@ -61,10 +61,9 @@ def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, f
     """
     settings = home.config.codec.settings(home.charter.codec)
     yardstick = Yardstick.of(material, home)
-    admitted = Versions.of(home, material.anchor).admitted() if home.config.codec.successive else None
     candidates = [
         _candidate(folder / f"candidate-{number}", previous, settings, trained, home.config.codec.tune, yardstick)
-        for number, previous in enumerate([None] if admitted is None else [None, admitted])
+        for number, previous in enumerate(_starts(material, home))
     ]
     best = min(candidates, key=lambda candidate: candidate.loss)
     path = folder / UPDATE_NAME
@@ -86,6 +85,15 @@ def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, f
         ),
         bits_per_byte=figures,
     )
+
+
+def _starts(material: Material, home: OwnerHome) -> list[Version | None]:
+    """What the update may change; None is the anchor."""
+    successive = home.config.codec.successive
+    admitted = None if successive == "never" else Versions.of(home, material.anchor).admitted()
+    if admitted is None:
+        return [None]
+    return [admitted] if successive == "always" else [None, admitted]
 
 
 def gain_kept(figures: Mapping[str, float]) -> float | None:

@@ -16,6 +16,9 @@ from motet.client.packing import Packed
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, stopped_by_signals
+from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.codec import expected_bits
+from motet.protocols.expert_files import row_specs
 
 _TELL_SECONDS = 2.0
 
@@ -53,7 +56,8 @@ def plan_training(directory: Path) -> TrainingPlan:
     require_licence(home.config, home.charter)
     fetch_anchor(home)
     (corpus, _), settings = load_texts(home), home.config.training
-    parameters = sum(math.prod(spec.shape) for spec in open_anchor(home).manifest.ffn())
+    anchor = open_anchor(home).manifest
+    parameters = sum(math.prod(spec.shape) for spec in anchor.ffn())
     per_step = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
     return TrainingPlan(
         documents=len(corpus.train),
@@ -61,8 +65,15 @@ def plan_training(directory: Path) -> TrainingPlan:
         steps=settings.steps,
         tokens=settings.steps * per_step,
         trained_parameters=parameters,
-        update_bytes=2 * parameters,
+        update_bytes=_update_bytes(home, anchor),
     )
+
+
+def _update_bytes(home: OwnerHome, anchor: AnchorManifest) -> int:
+    """About what the update will take: matrices as the codec encodes them, routing rows as they are."""
+    bits = expected_bits(home.config.codec.settings(home.charter.codec))
+    matrices = sum(math.prod(spec.shape) for spec in anchor.ffn())
+    return round(matrices * bits / 8) + sum(spec.nbytes for spec in row_specs(anchor))
 
 
 def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:

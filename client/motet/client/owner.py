@@ -113,9 +113,9 @@ class CodecConfig(Strict):
     """int8, int4: how many values share a scale."""
     tune: bool = True
     """ternary, levels: whether the scale is tuned on a part of the held-out text."""
-    successive: bool = True
-    """Whether a later version may travel as the change since the one that the coordinator admitted last, when that
-    serves it better than the change to the anchor."""
+    successive: Literal["auto", "always", "never"] = "auto"
+    """Whether a later version travels as the change since the one that the coordinator admitted last, or to the anchor;
+    auto tries both, and takes what serves the expert better, or for exact methods what is smaller."""
 
     def settings(self, rules: CodecRules) -> CodecSettings:
         """What the codec is told. Raises ConfigurationError when the charter does not admit the method."""

@@ -135,9 +135,9 @@ class Versions:
             StorageError: the disk is full; the version is then not kept.
         """
         admitted = self.admitted()
-        for version in self.all():
-            if admitted is None or version.number != admitted.number:
-                shutil.rmtree(version.folder)
+        for old in self.folder.glob("[0-9]*"):
+            if admitted is None or old != admitted.folder:
+                shutil.rmtree(old)
         folder = self.folder / str(contribution.version)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

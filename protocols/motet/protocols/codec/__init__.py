@@ -13,7 +13,7 @@ inner loops, in numpy and native.
 
 from motet.protocols.codec.changes import Change, DenseChange, SparseChange
 from motet.protocols.codec.decoder import UpdateReader, apply, verify
-from motet.protocols.codec.description import Description, describe, entropy_bound
+from motet.protocols.codec.description import Description, describe, entropy_bound, expected_bits
 from motet.protocols.codec.encoder import FileSource, Source, encode, rescale
 from motet.protocols.codec.header import CHUNK_VALUES, Header, TensorHeader
 from motet.protocols.codec.settings import METHODS, CodecSettings, Method
@@ -36,6 +36,7 @@ __all__ = [
     "describe",
     "encode",
     "entropy_bound",
+    "expected_bits",
     "rescale",
     "verify",
 ]

@@ -9,12 +9,15 @@ independent positions, H the binary entropy in bits. Rows that differ in density
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.changes import SparseChange
 from motet.protocols.codec.decoder import UpdateReader
-from motet.protocols.codec.settings import Method
+from motet.protocols.codec.settings import CodecSettings, Method
+from motet.protocols.codec.sparse import MAX_LEVEL
+from motet.protocols.codec.survey import DEAD_ZONE
 from motet.protocols.documents import Strict
 
 
@@ -60,6 +63,31 @@ def entropy_bound(density: float) -> float:
         return density
     positions = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
     return positions + density
+
+
+def expected_bits(settings: CodecSettings) -> float:
+    """About how many bits a parameter takes if the differences are normally distributed: for plans, not for figures."""
+    match settings.method:
+        case "ternary":
+            return entropy_bound(settings.density)
+        case "levels":
+            return _levels_entropy(settings.step)
+        case "int8":
+            return 8 + 16 / settings.block
+        case "int4":
+            return 4 + 16 / settings.block
+        case "lossless":
+            return 10.6
+        case "raw":
+            return 16.0
+
+
+def _levels_entropy(step: float) -> float:
+    """The entropy of a normal variable in levels of `step` standard deviations with the dead zone, in bits."""
+    edges = [0.0, *((level + DEAD_ZONE) * step for level in range(MAX_LEVEL))]
+    below = [math.erf(edge / math.sqrt(2)) for edge in edges] + [1.0]
+    shares = [above - under for under, above in pairwise(below)]
+    return sum(-share * math.log2(share) for share in shares if share > 0) + (1 - shares[0])
 
 
 def describe(path: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Description:
