@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,13 +17,17 @@ from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.ledger_store import Draft
 from motet.coordinator.store import ExpertStore
 from motet.moe.anchor import Anchor
-from motet.moe.experts import materialise_file, update_specs
 from motet.moe.statistics import measure
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, ExpertRules
-from motet.protocols.contribution import Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
+from motet.protocols.codec import CodecSettings, Header, Method, TensorHeader, UpdateReader, encode
+from motet.protocols.codec.changes import narrow
+from motet.protocols.codec.frames import FrameWriter
+from motet.protocols.contribution import CodecRecord, Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
+from motet.protocols.errors import CodecError
+from motet.protocols.expert_files import StoredTensors, materialise_file, update_specs
 from motet.protocols.signing import Signed, SigningKey, seal
-from motet.protocols.tensor_files import TensorSpec, TensorWriter
+from motet.protocols.tensor_files import TensorSpec
 
 PUBLIC = [f"Public document number {number}, about the weather in town {number * 7}." for number in range(60)]
 
@@ -56,7 +61,8 @@ class Owner:
             "training": TrainingRecord(
                 steps=1, tokens=10, documents=1, held_out_documents=1, seed=0, public_share=0.25
             ),
-            "bits_per_byte": {"anchor": 2.0, "expert": 1.5},
+            "codec": CodecRecord(method=method_of(update), gain_kept=0.98),
+            "bits_per_byte": {"anchor": 2.0, "expert": 1.5, "trained": 1.49},
         }
         return seal(Contribution.model_validate(values | changes), self.key)
 
@@ -64,26 +70,69 @@ class Owner:
         return seal(Withdrawal(charter=home.charter.digest, contribution=contribution, owner=self.key.public), self.key)
 
 
-WriteUpdate = Callable[..., Path]
-"""`write_update(path, seed=0, specs=None, poison=None)`: what an owner trained, or something worse."""
+def method_of(update: Path) -> Method:
+    """What the matrices of an update travel in; anything if it is no update at all."""
+    try:
+        with UpdateReader(update) as reader:
+            methods = {tensor.method for tensor in reader.header.tensors if len(tensor.shape) == 2}
+    except CodecError:
+        return "lossless"
+    return min(methods, default="lossless")
 
 
-def random_update(path: Path, specs: list[TensorSpec], *, seed: int, poison: float | None) -> Path:
-    draw = torch.Generator().manual_seed(seed)
-    dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
-    with TensorWriter(path, specs) as writer:
-        for spec in specs:
-            tensor = (torch.randn(spec.shape, generator=draw) * 0.01).to(dtypes[spec.dtype])
-            if poison is not None and spec == specs[-1]:
-                tensor.view(-1)[-1] = poison
-            writer.write_tensor(spec.name, tensor)
+class Values:
+    """Tensors in memory as a codec source: uint16 bits for BF16, else floats."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        self.tensors = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+
+    def read(self, spec: TensorSpec, start: int, count: int) -> np.ndarray[Any, Any]:
+        return self.tensors[spec.name][start : start + count]
+
+
+def random_values(specs: Sequence[TensorSpec], seed: int, poison: float | None = None) -> Values:
+    """Small differences and rows; the last value of all may be `poison`."""
+    draw, tensors = np.random.default_rng(seed), {}
+    for spec in specs:
+        values = (draw.standard_normal(spec.shape) * 0.01).astype(np.float32)
+        if poison is not None and spec == specs[-1]:
+            values.reshape(-1)[-1] = poison
+        tensors[spec.name] = narrow(values, spec.dtype)
+    return Values(tensors)
+
+
+def write_unchecked(path: Path, header: Header, values: Values) -> Path:
+    """A raw update file of anything at all, NaN included: what an encoder of somebody else's may write."""
+    with FrameWriter(path, header) as writer:
+        for index, tensor, span in header.spans():
+            writer.write(index, span.number, values.tensors[tensor.name][span.start :][: span.count].tobytes())
     return path
+
+
+WriteUpdate = Callable[..., Path]
+"""`write_update(path, seed=0, specs=None, poison=None, settings=None, base=None, anchor=None)`: what an owner trained,
+or something worse: with `poison` the file is raw, and that value is the last in it."""
 
 
 @pytest.fixture
 def write_update(home: CoordinatorHome) -> WriteUpdate:
-    def write(path: Path, *, seed: int = 0, specs: list[TensorSpec] | None = None, poison: float | None = None) -> Path:
-        return random_update(path, specs or update_specs(home.anchor_manifest), seed=seed, poison=poison)
+    def write(
+        path: Path,
+        *,
+        seed: int = 0,
+        specs: list[TensorSpec] | None = None,
+        poison: float | None = None,
+        settings: CodecSettings = CodecSettings(method="lossless"),
+        base: str | None = None,
+        anchor: str | None = None,
+    ) -> Path:
+        specs, anchor = specs or update_specs(home.anchor_manifest), anchor or home.charter.anchor.digest
+        values = random_values(specs, seed, poison)
+        if poison is None:
+            encode(path, values, specs, settings, anchor=anchor, base=base)
+            return path
+        tensors = [TensorHeader(name=s.name, dtype=s.dtype, shape=s.shape, method="raw") for s in specs]
+        return write_unchecked(path, Header(anchor=anchor, base=base, tensors=tuple(tensors)), values)
 
     return write
 
@@ -136,10 +185,13 @@ def admit_quickly(home: CoordinatorHome, write_update: WriteUpdate, tmp_path: Pa
     """`admit_quickly(owner, seed=0)`: an expert in store and ledger without the child processes; its digest."""
 
     def admit(owner: Owner, *, seed: int = 0, version: int = 1) -> str:
-        update = write_update(tmp_path / f"{owner.name}-{version}.safetensors", seed=seed)
+        update = write_update(tmp_path / f"{owner.name}-{version}.motetup", seed=seed)
         signed = owner.manifest(home, update, version=version)
         digest = signed.open(Contribution).digest
-        materialise_file(update, home.anchor, ExpertStore(home.experts_directory).file_of(digest))
+        with StoredTensors.of_anchor(home.anchor_directory) as stored:
+            materialise_file(
+                update, home.anchor_manifest, stored, ExpertStore(home.experts_directory).file_of(digest)
+            )
         body = {"signed": signed.as_json(), "received_bytes": update.stat().st_size}
         home.ledger.append(lambda _: Draft(kind="admitted", subject=digest, body=body))
         return digest

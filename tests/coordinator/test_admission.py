@@ -28,7 +28,7 @@ ZEROS = "sha256:" + "0" * 64
 
 @pytest.fixture
 def update(write_update: Callable[..., Path], tmp_path: Path) -> Path:
-    return write_update(tmp_path / "update.safetensors")
+    return write_update(tmp_path / "update.motetup")
 
 
 def reason_of(call: Callable[[], object]) -> str:

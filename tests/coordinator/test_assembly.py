@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from motet.coordinator.assembly import Member, RoutingPolicy, assemble, verify_composite
 from motet.moe import compose
 from motet.moe.anchor import Anchor
-from motet.moe.experts import materialise_file, read_expert, write_update
+from motet.moe.experts import read_expert, stored_tensors, write_update
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
 from motet.protocols.composite_manifest import read_composite_manifest
 from motet.protocols.errors import AssemblyError, StorageError
+from motet.protocols.expert_files import materialise_file
 
 POLICY = RoutingPolicy(log_prior_anchor=0.25, log_prior_expert=-0.5)
 
@@ -44,7 +45,8 @@ def make_members(anchor, store: Path, named: dict[str, str]) -> list[Member]:
             weight=torch.randn(layers, hidden, generator=generator), bias=torch.randn(layers, generator=generator)
         )
         write_update(store / f"{name}.update", anchor, trained, rows)
-        materialise_file(store / f"{name}.update", anchor, store / f"{name}.safetensors")
+        with stored_tensors(anchor) as stored:
+            materialise_file(store / f"{name}.update", anchor.manifest, stored, store / f"{name}.safetensors")
         made.append(Member(name=name, contribution="sha256:" + digit * 64, expert_file=store / f"{name}.safetensors"))
     return made
 

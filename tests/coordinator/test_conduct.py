@@ -14,7 +14,7 @@ from motet.coordinator.gather import Answer, Order, Peer, Policy
 from motet.coordinator.run_record import RunRecord, RunState, read_run
 from motet.protocols.canonical import bytes_digest, digest_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
-from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
+from motet.protocols.contribution import CodecRecord, Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
 from motet.protocols.control import EvaluateRequest, JobState, OwnerStatus, TrainRequest
 from motet.protocols.errors import FederationError, MotetError
 from motet.protocols.jobs import MAX_SEEN, InlineUpdate, Request, StatusQuery, job_id
@@ -120,11 +120,12 @@ class Owner:
             update_bytes=len(UPDATE),
             terms=Terms(licence="CC0-1.0"),
             training=TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0.25),
+            codec=CodecRecord(method="lossless"),
             bits_per_byte={"anchor": 2.0, "expert": 1.0},
         )
         folder = self.home.contribution(manifest.digest)
         write_atomically(folder / "contribution.json", seal(manifest, self.home.key).canonical())
-        write_atomically(folder / "update.safetensors", UPDATE)
+        write_atomically(folder / "update.motetup", UPDATE)
         if self.transport == "data-plane":
             self.books.active[manifest.owner] = manifest.digest
         spool.update(job.id, "done", result={"contribution": manifest.digest, "transport": self.transport})

@@ -16,13 +16,13 @@ from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.moe.experts import materialise, read_expert
 from motet.protocols.canonical import hex_of
+from motet.protocols.codec import UpdateReader
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Contribution, EvaluationReport, Score
 from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, SignatureError
 from motet.protocols.receipts import Receipt
 from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, seal
-from motet.protocols.tensor_files import TensorReader
 from motet.protocols.transfer import audience_of
 
 WriteUpdate = Callable[..., Path]
@@ -35,7 +35,7 @@ def intake(home: CoordinatorHome) -> Intake:
 
 @pytest.fixture
 def update(write_update: WriteUpdate, tmp_path: Path) -> Path:
-    return write_update(tmp_path / "update.safetensors")
+    return write_update(tmp_path / "update.motetup")
 
 
 def opened(home: CoordinatorHome, receipt: Signed) -> Receipt:
@@ -69,8 +69,8 @@ def test_admitted_once_for_all(home: CoordinatorHome, intake: Intake, medicine: 
     path = intake.expert_file(contribution.digest)
     expert = read_expert(path, home.anchor, name="medicine", contribution=contribution.digest)
     name = home.anchor_manifest.ffn()[0].name
-    with TensorReader(update) as reader:
-        assert torch.equal(expert.ffn[name], materialise(home.anchor.tensor(name), reader.tensor(name)))
+    with UpdateReader(update) as reader:
+        assert torch.equal(expert.ffn[name], materialise(home.anchor.tensor(name), torch.from_numpy(reader.tensor(name))))
 
     withdrawal = medicine.withdrawal(home, contribution.digest)
     gone = intake.withdraw(withdrawal)

@@ -91,6 +91,7 @@ def test_the_wire_is_as_the_owner_counted_else_as_it_arrived(
     wire = report_of(federation, both).wire
     assert wire["medicine"].sent_bytes == 4711
     assert wire["law"].sent_bytes == wire["law"].update_bytes > 0
+    assert (wire["law"].method, wire["law"].gain_kept) == ("lossless", 0.98)
 
 
 def test_a_withdrawal_changes_no_report_of_before(

@@ -60,7 +60,7 @@ def test_contribute_fetch_withdraw_and_stop(
     address: str,
     tmp_path: Path,
 ) -> None:
-    update = write_update(tmp_path / "update.safetensors")
+    update = write_update(tmp_path / "update.motetup")
     signed = medicine.manifest(home, update)
     audience, authority = audience_of(home.charter), home.charter.certificate_authority.encode()
     with connect(address, authority) as channel:

@@ -101,7 +101,7 @@ def test_the_summary_says_what_falls_short_and_where_the_composite_lies() -> Non
     report = Report(
         domains=("public", "law"),
         bits_per_byte={row: {"public": 2.0, "law": 3.0} for row in ROWS},
-        wire={"law": {"update_bytes": 788480, "sent_bytes": 790321}},
+        wire={"law": {"method": "lossless", "update_bytes": 788480, "sent_bytes": 790321}},
         seconds={"train": 41.0, "total": 60.0},
         composite={"path": "/c", "stock_path": "/s", "digest": "sha256:" + "0" * 64, "members": ("law",)},
         samples=({"prompt": "p", "expert": "law", "with_expert": "the court", "without_expert": "the cat"},),

@@ -3,7 +3,7 @@
 import pytest
 
 from motet.protocols.errors import DocumentError
-from motet.protocols.report import Report
+from motet.protocols.report import Report, Wire
 
 DIGEST = "sha256:" + "a" * 64
 COLUMNS = ("public", "law", "news")
@@ -23,7 +23,7 @@ def report(**changes: dict[str, float]) -> Report:
     return Report(
         domains=COLUMNS,
         bits_per_byte=rows | changes,
-        wire={"law": {"update_bytes": 10, "sent_bytes": 11}},
+        wire={"law": {"method": "ternary", "update_bytes": 10, "sent_bytes": 11, "gain_kept": 0.98}},
         seconds={"train": 1.0},
         composite={"path": "/c", "stock_path": None, "digest": DIGEST, "members": ("law", "news")},
     )
@@ -62,6 +62,14 @@ def test_the_table_has_a_line_for_every_row_and_a_column_for_every_domain() -> N
         "composite-without:news",
     ]
     assert lines[0].split()[1:] == ["2.000", "4.000", "4.000", "3.333"]
+
+
+def test_how_each_update_travelled_has_a_line() -> None:
+    head, law = report().wire_table()
+    assert head.split() == ["method", "update", "bytes", "sent", "bytes", "gain", "kept"]
+    assert law.split() == ["law", "ternary", "10", "11", "98.0%"]
+    untold = report().model_copy(update={"wire": {"news": Wire(method="raw", update_bytes=1, sent_bytes=2)}})
+    assert untold.wire_table()[1].split()[-1] == "-"
 
 
 def test_a_report_survives_its_own_json() -> None:

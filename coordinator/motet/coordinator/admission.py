@@ -4,39 +4,39 @@ Reading the file is `motet.coordinator.inspection`'s business, in a child proces
 a word for the ledger and a sentence for the owner. Names, shapes and dtypes come from the coordinator's own anchor
 manifest, never from a message or from the file.
 
-    contribution = examine_manifest(signed, standing, charter)          # before the bytes travel
-    examine_update(contribution, findings, wanted_tensors(manifest))    # when they are there
+    contribution = examine_manifest(signed, standing, charter)                    # before the bytes travel
+    examine_update(contribution, findings, update_specs(manifest), charter)       # when they are there
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
+from motet.protocols.codec import Method
 from motet.protocols.contribution import Contribution
 from motet.protocols.documents import Strict
 from motet.protocols.errors import AdmissionRefused, DocumentError, SignatureError
 from motet.protocols.ledger import Standing
 from motet.protocols.signing import Signed
+from motet.protocols.tensor_files import TensorSpec
 
 MAX_CHANGE = 1e4
 """The largest magnitude admitted in a difference: weights are around 1, so more is damage."""
 MAX_ROW = 1e8
 """The largest magnitude admitted in a routing row, in nats."""
-
-
-Kind = tuple[str, tuple[int, ...]]
-"""A tensor's safetensors dtype and shape."""
+UNCHANGED: tuple[Method, ...] = ("lossless", "raw")
+"""The methods in which a value arrives as it was: for whatever is no matrix, such as routing rows."""
 
 
 class FoundTensor(Strict):
-    """One tensor as it lies in the file."""
+    """One tensor as the file's header describes it, and what decoding it showed."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    largest: float | None
-    """The largest magnitude in it; None if a value is NaN or infinite, or of a dtype that was not looked into."""
+    method: Method
+    largest: float | None = None
+    """The largest magnitude in it; None if it was not decoded."""
 
 
 class Findings(Strict):
@@ -44,21 +44,16 @@ class Findings(Strict):
 
     size: int
     digest: Digest
+    anchor: Digest | None = None
+    """The anchor that the file's header names; None when it has no header that can be read."""
+    base: Digest | None = None
+    """The contribution whose expert it changes, as the header says."""
     tensors: tuple[FoundTensor, ...] = ()
+    """The header's tensors; decoded only if they are exactly those that are wanted."""
     problem: str | None = None
-    """Why the file could not be read as tensors; None if it could."""
-
-
-def wanted_tensors(manifest: AnchorManifest) -> dict[str, Kind]:
-    """Name -> kind of every tensor in an update for this anchor: what `motet.moe.experts.update_specs` says.
-
-    Said again here because the process that decides, and holds the coordinator's key, does without torch.
-    """
-    wanted: dict[str, Kind] = {spec.name: ("BF16", spec.shape) for spec in manifest.ffn()}
-    for layer in range(manifest.layers):
-        wanted[f"model.layers.{layer}.mlp.router.weight"] = ("F32", (manifest.hidden_size,))
-        wanted[f"model.layers.{layer}.mlp.router.bias"] = ("F32", (1,))
-    return wanted
+    """Why the file cannot be read; None if all of it could that was looked at."""
+    finite: bool = True
+    """False when the problem is a value that is NaN or infinite."""
 
 
 def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Contribution:
@@ -66,7 +61,8 @@ def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Co
 
     Raises:
         AdmissionRefused: with the reason "bad-signature", "bad-document", "unknown-owner", "wrong-charter",
-            "wrong-anchor", "withdrawn", "replayed", "wrong-name", "wrong-kind", "wrong-licence" or "too-large".
+            "wrong-anchor", "wrong-name", "withdrawn", "replayed", "wrong-base", "wrong-kind", "wrong-licence",
+            "wrong-method" or "too-large".
     """
     contribution = _open(signed)
     owner = standing.owners.get(contribution.owner)
@@ -78,30 +74,42 @@ def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Co
     _same("wrong-anchor", "anchor", contribution.anchor, charter.anchor.digest, "train on the charter's anchor")
     _same("wrong-name", "name", contribution.name, owner.name, "use the name that this owner joined with")
     _check_age(contribution, standing)
+    _check_base(contribution, standing)
     _check_rules(contribution, charter)
     return contribution
 
 
-def examine_update(contribution: Contribution, findings: Findings, wanted: Mapping[str, Kind]) -> None:
+def examine_update(
+    contribution: Contribution, findings: Findings, wanted: Sequence[TensorSpec], charter: Charter
+) -> None:
     """What can be judged once the update is there.
 
     Args:
         contribution: its manifest, examined before.
         findings: what its file holds.
-        wanted: what an update for this anchor holds (`wanted_tensors`).
+        wanted: what an update for this anchor holds (`motet.protocols.expert_files.update_specs`).
+        charter: says which methods are admitted.
 
     Raises:
-        AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "missing-tensor", "extra-tensor",
-            "wrong-dtype", "wrong-shape", "not-finite" or "out-of-range".
+        AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "wrong-anchor", "wrong-base",
+            "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite" or
+            "out-of-range".
     """
     _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
     _same("wrong-digest", "digest", findings.digest, contribution.update, "it was changed on the way: send it again")
+    if findings.anchor is None:
+        raise _unreadable(findings)
+    _same("wrong-anchor", "the file's anchor", findings.anchor, contribution.anchor, "pack on the charter's anchor")
+    _same("wrong-base", "the file's base", findings.base, contribution.base, "pack file and manifest together")
+    found, expected = {tensor.name: tensor for tensor in findings.tensors}, {spec.name: spec for spec in wanted}
+    _check_names(found, expected)
+    for name, spec in expected.items():
+        _check_tensor(found[name], spec)
+        _check_method(found[name], contribution, charter)
     if findings.problem is not None:
-        raise _refusal("malformed", f"the update is no tensor file: {findings.problem}")
-    found = {tensor.name: tensor for tensor in findings.tensors}
-    _check_names(found, wanted)
-    for name, kind in wanted.items():
-        _check_tensor(found[name], kind)
+        raise _unreadable(findings)
+    for tensor in findings.tensors:
+        _check_range(tensor)
 
 
 def _open(signed: Signed) -> Contribution:
@@ -126,6 +134,19 @@ def _check_age(contribution: Contribution, standing: Standing) -> None:
         )
 
 
+def _check_base(contribution: Contribution, standing: Standing) -> None:
+    """A base is the owner's newest expert: of older ones the store keeps nothing. What was admitted stays."""
+    if contribution.base is None or contribution.digest in standing.admitted:
+        return
+    own = [digest for digest, other in standing.active.items() if other.owner == contribution.owner]
+    if contribution.base not in own:
+        gone = "which was withdrawn, " if contribution.base in standing.withdrawn else ""
+        newest = f"{own[0]}, your newest, or " if own else ""
+        raise _refusal(
+            "wrong-base", f"saw the base {contribution.base}, {gone}wanted {newest}none; pack against the anchor"
+        )
+
+
 def _check_rules(contribution: Contribution, charter: Charter) -> None:
     rules = charter.experts
     if contribution.kind not in rules.kinds:
@@ -135,33 +156,59 @@ def _check_rules(contribution: Contribution, charter: Charter) -> None:
             "wrong-licence",
             f"saw licence {contribution.terms.licence}, wanted one of {_list(rules.licences)}; change the terms",
         )
+    _check_admitted_method("the manifest", contribution.codec.method, charter)
     if contribution.update_bytes > rules.max_update_bytes:
         raise _refusal(
             "too-large", f"saw an update of {contribution.update_bytes} bytes, wanted at most {rules.max_update_bytes}"
         )
 
 
-def _check_names(found: Mapping[str, FoundTensor], wanted: Mapping[str, Kind]) -> None:
+def _check_admitted_method(where: str, method: Method, charter: Charter) -> None:
+    methods = charter.codec.methods
+    if method not in methods:
+        raise _refusal("wrong-method", f"{where}: saw the method {method}, wanted one of {_list(methods)}; pack again")
+
+
+def _check_names(found: Mapping[str, FoundTensor], wanted: Mapping[str, TensorSpec]) -> None:
     if missing := sorted(wanted.keys() - found.keys()):
         raise _refusal("missing-tensor", f"saw no {missing[0]} ({len(missing)} missing), wanted all {len(wanted)}")
     if extra := sorted(found.keys() - wanted.keys()):
         raise _refusal("extra-tensor", f"saw {extra[0]} ({len(extra)} extra), wanted the anchor's FFN and rows only")
 
 
-def _check_tensor(found: FoundTensor, kind: Kind) -> None:
-    name, (dtype, shape) = found.name, kind
-    _same("wrong-dtype", f"dtype of {name}", found.dtype, dtype, "pack the update with motet")
-    _same("wrong-shape", f"shape of {name}", found.shape, shape, "train on the charter's anchor")
+def _check_tensor(found: FoundTensor, wanted: TensorSpec) -> None:
+    name = found.name
+    _same("wrong-dtype", f"dtype of {name}", found.dtype, wanted.dtype, "pack the update with motet")
+    _same("wrong-shape", f"shape of {name}", found.shape, wanted.shape, "train on the charter's anchor")
+
+
+def _check_method(found: FoundTensor, contribution: Contribution, charter: Charter) -> None:
+    """Matrices travel as charter and manifest say; what is no matrix travels unchanged."""
+    if len(found.shape) == 2:
+        _check_admitted_method(found.name, found.method, charter)
+        _same("wrong-method", f"method of {found.name}", found.method, contribution.codec.method, "pack it again")
+    elif found.method not in UNCHANGED:
+        wanted = _list(UNCHANGED)
+        raise _refusal("wrong-method", f"{found.name}: saw the method {found.method}, wanted one of {wanted}")
+
+
+def _check_range(found: FoundTensor) -> None:
+    limit = MAX_ROW if ".router." in found.name else MAX_CHANGE
     if found.largest is None:
-        raise _refusal("not-finite", f"{name} holds NaN or infinity, wanted finite values; train again")
-    limit = MAX_ROW if ".router." in name else MAX_CHANGE
+        raise _refusal("malformed", f"{found.name}: saw no values, wanted all of them; pack the update again")
     if found.largest > limit:
-        raise _refusal("out-of-range", f"{name}: saw {found.largest:g}, wanted at most {limit:g}; train again")
+        raise _refusal("out-of-range", f"{found.name}: saw {found.largest:g}, wanted at most {limit:g}; train again")
 
 
 def _same(reason: str, what: str, saw: object, wanted: object, advice: str) -> None:
     if saw != wanted:
         raise _refusal(reason, f"{what}: saw {saw}, wanted {wanted}; {advice}")
+
+
+def _unreadable(findings: Findings) -> AdmissionRefused:
+    if not findings.finite:
+        return _refusal("not-finite", f"{findings.problem}; train again")
+    return _refusal("malformed", f"the update cannot be read: {findings.problem}")
 
 
 def _refusal(reason: str, message: str) -> AdmissionRefused:

@@ -170,4 +170,4 @@ def report(
 
     with Federation.open(directory) as federation:
         found = report_of(federation, composite)
-    show(found.as_json(), as_json=as_json, lines=found.table())
+    show(found.as_json(), as_json=as_json, lines=[*found.table(), "", *found.wire_table()])

@@ -8,7 +8,6 @@
 makes a home. Opening one imports no torch.
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +46,7 @@ class CoordinatorHome:
         self.path = path
         self.tls_directory = path / "tls"
         self.anchor_directory = path / "anchor"
+        self.anchor_manifest_file = path / "anchor-manifest.json"
         self.intake_directory = path / "intake"
         self.experts_directory = path / "store" / "experts"
         self.composites_directory = path / "composites"
@@ -75,7 +75,7 @@ class CoordinatorHome:
     @cached_property
     def anchor_manifest(self) -> AnchorManifest:
         """What the anchor is, from the copy whose digest the charter pins: the anchor's files stay unread."""
-        return _read_manifest(self.path, self.charter.anchor.digest)
+        return read_anchor_manifest(self.anchor_manifest_file, expect=self.charter.anchor.digest)
 
     @cached_property
     def anchor(self) -> "Anchor":
@@ -144,16 +144,9 @@ class CoordinatorHome:
         return Draft(kind="enrolled", subject=request.owner, body={"signed": signed.as_json()})
 
 
-def unread_anchor(path: Path, *, expect: str) -> "Anchor":
-    """The anchor of the home at `path` by its stored manifest, its tensors unread; no key is touched. Imports torch."""
-    from motet.moe.anchor import Anchor
-
-    config = json.loads((path / "anchor" / "config.json").read_text(encoding="utf-8"))
-    return Anchor(directory=path / "anchor", manifest=_read_manifest(path, expect), config=config)
-
-
-def _read_manifest(path: Path, expect: str) -> AnchorManifest:
-    manifest = AnchorManifest.parse((path / "anchor-manifest.json").read_bytes())
+def read_anchor_manifest(path: Path, *, expect: str) -> AnchorManifest:
+    """An anchor's manifest from a file; raises AnchorMismatch unless its digest is `expect`."""
+    manifest = AnchorManifest.parse(path.read_bytes())
     if manifest.digest != expect:
         raise AnchorMismatch(
             f"saw anchor {manifest.digest} in {path}, wanted {expect}; restore a backup",

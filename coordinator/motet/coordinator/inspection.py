@@ -2,55 +2,67 @@
 
 Guarantees that the process which holds the coordinator's key never parses an update: the child does, under caps of
 its own (private memory, CPU time, no file written, no core), and what it says is parsed strictly. It streams the file
-once for its digest and once for its values, and finds the largest magnitude by comparing bits: for IEEE formats
-without the sign their order is the magnitudes' order, with infinity and NaN above all.
+once for its digest, then reads the header; only if that promises exactly the tensors of the coordinator's own anchor
+are their chunks decoded, one after the other, with numpy's kernels, which check every bound.
 
-    findings = inspect(Path("update.safetensors"))
+    findings = inspect(Path("update.motetup"), home)
 """
 
 import ctypes
-import hashlib
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from motet.coordinator.admission import Findings, FoundTensor
-from motet.protocols.canonical import CHUNK_BYTES
-from motet.protocols.errors import AdmissionRefused, FederationError, TensorFileError
-from motet.protocols.tensor_files import TensorReader, TensorSpec
+from motet.coordinator.home import CoordinatorHome, read_anchor_manifest
+from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.canonical import file_digest
+from motet.protocols.codec import TensorHeader, UpdateReader
+from motet.protocols.codec.numpy_kernels import NumpyKernels
+from motet.protocols.errors import AdmissionRefused, CodecError, FederationError
+from motet.protocols.expert_files import update_specs
+from motet.protocols.tensor_files import TensorSpec
 
 MEMORY_BYTES = 256 << 20
 """Private memory of the child, which needs numpy and no torch."""
-SECONDS, BYTES_PER_SECOND = 60, 20 << 20
-"""CPU time allowed: this many seconds, and one more for so many bytes."""
-MAX_TENSORS = 100_000
+SECONDS, BYTES_PER_SECOND = 60, 10 << 20
+"""CPU time allowed: this many seconds, and one more for so many bytes, of the file and of what it decodes to."""
+WORKERS = 1
+"""A child has one core: the intake runs several children at a time."""
 
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = 5
 """Wall-clock seconds for each of CPU time: a busy machine or a slow disk is no fault of the file."""
 _STOPPED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL}
 """How a child ends that somebody stopped: the service on its way down, or the kernel short of memory."""
-_BITS = {"BF16": ("<u2", 0x7FFF, 0x7F80, 16), "F32": ("<u4", 0x7FFFFFFF, 0x7F800000, 0)}
-"""dtype -> numpy's word, the bits of the magnitude, those of infinity, and what makes it float32's bits."""
+_NOT_FINITE = "saw NaN or infinity"
+"""What the codec says of a value that travels unchanged and is not finite."""
 
 
-def inspect(update: Path) -> Findings:
-    """What is in the file. Runs a child process.
+def inspect(update: Path, home: CoordinatorHome) -> Findings:
+    """What is in an update that came to this home. Runs a child process.
 
     Raises:
         AdmissionRefused: with the reason "uninspectable", when the child met its caps: the file is built to do harm.
         FederationError: the child could not be run, or was stopped: nothing was found out.
     """
-    size = update.stat().st_size
-    answer = run_child("motet.coordinator.inspection", [str(update)], cpu_seconds=SECONDS + size // BYTES_PER_SECOND)
+    seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
+    arguments = [str(update), str(home.anchor_manifest_file), home.anchor_manifest.digest, str(seconds)]
+    answer = run_child("motet.coordinator.inspection", arguments, cpu_seconds=seconds)
     try:
         return Findings.model_validate_json(answer)
     except ValueError as error:
         raise _uninspectable(f"its inspection answered {answer[:200]!r}") from error
+
+
+def cpu_seconds(update: Path, manifest: AnchorManifest, *, base: int, bytes_per_second: int) -> int:
+    """CPU time for an update: for its bytes, and for those it decodes to, as a small file may hold a large expert."""
+    decoded = sum(spec.nbytes for spec in update_specs(manifest))
+    return base + (update.stat().st_size + decoded) // bytes_per_second
 
 
 def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes:
@@ -110,60 +122,53 @@ def ready() -> None:
     sys.stdout.flush()
 
 
-def read_findings(path: Path) -> Findings:
-    """What is in the file, in this process."""
-    size, digest = path.stat().st_size, _digest(path)
+def read_findings(path: Path, wanted: Sequence[TensorSpec]) -> Findings:
+    """What is in the file, in this process; chunks are decoded only if its tensors are exactly `wanted`, in any order.
+
+    What the manifest promises of the file is not looked at here: `motet.coordinator.admission` compares.
+    """
+    found = Findings(size=path.stat().st_size, digest=file_digest(path))
     try:
-        with TensorReader(path) as reader:
-            if len(reader.specs) > MAX_TENSORS:
-                raise TensorFileError(f"saw {len(reader.specs)} tensors, wanted at most {MAX_TENSORS}")
-            found = tuple(_look(reader, spec) for spec in reader.specs)
-            return Findings(size=size, digest=digest, tensors=found)
-    except TensorFileError as error:
-        return Findings(size=size, digest=digest, problem=str(error).replace(str(path), path.name)[:1000])
+        with UpdateReader(path, paths=NumpyKernels()) as reader:
+            header = reader.header
+            tensors = tuple(_described(tensor) for tensor in header.tensors)
+            found = found.model_copy(update={"anchor": header.anchor, "base": header.base, "tensors": tensors})
+            if _by_name(header.specs) == _by_name(wanted):
+                reader.check_footer()
+                decoded = tuple(_described(tensor, _largest(reader, tensor)) for tensor in header.tensors)
+                found = found.model_copy(update={"tensors": decoded})
+    except CodecError as error:
+        said = str(error).replace(str(path), path.name)[:1000]
+        return found.model_copy(update={"problem": said, "finite": _NOT_FINITE not in said})
+    return found
 
 
-def _digest(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            state.update(chunk)
-    return "sha256:" + state.hexdigest()
+def _by_name(specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
+    return {spec.name: spec for spec in specs}
 
 
-def _look(reader: TensorReader, spec: TensorSpec) -> FoundTensor:
-    return FoundTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape, largest=largest_magnitude(reader, spec))
+def _described(tensor: TensorHeader, largest: float | None = None) -> FoundTensor:
+    return FoundTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, method=tensor.method, largest=largest)
 
 
-def largest_magnitude(reader: TensorReader, spec: TensorSpec) -> float | None:
-    """The largest magnitude in a tensor; None if a value is not finite or the dtype is neither BF16 nor F32."""
-    import numpy
-
-    if spec.dtype not in _BITS:
-        return None
-    word, magnitude, infinity, shift = _BITS[spec.dtype]
-    largest = 0
-    for chunk in reader.chunks(spec.name, CHUNK_BYTES):
-        largest = max(largest, int((numpy.frombuffer(chunk, dtype=word) & magnitude).max()))
-    if largest >= infinity:
-        return None
-    return float(struct.unpack("<f", struct.pack("<I", largest << shift))[0])
+def _largest(reader: UpdateReader, tensor: TensorHeader) -> float:
+    """The largest magnitude in a tensor, every chunk of it decoded."""
+    return max((change.largest for change in reader.changes(tensor.name, workers=WORKERS)), default=0.0)
 
 
 def main() -> None:
-    """The child: caps first, then the file named on the command line, findings on standard output."""
-    path = Path(sys.argv[1])
-    limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + path.stat().st_size // BYTES_PER_SECOND)
-    import numpy  # noqa: F401 - before `ready`: numpy missing would be our fault
-
+    """The child: `update manifest anchor seconds`; caps first, findings on standard output."""
+    update, manifest, anchor, seconds = sys.argv[1:]
+    limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
+    wanted = update_specs(read_anchor_manifest(Path(manifest), expect=anchor))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     ready()
-    sys.stdout.write(read_findings(path).model_dump_json())
+    sys.stdout.write(read_findings(Path(update), wanted).model_dump_json())
 
 
 def _uninspectable(why: str) -> AdmissionRefused:
     return AdmissionRefused(
-        f"refused (uninspectable): {why}; wanted a plain safetensors file, packed by motet", reason="uninspectable"
+        f"refused (uninspectable): {why}; wanted a plain update file, packed by motet", reason="uninspectable"
     )
 
 

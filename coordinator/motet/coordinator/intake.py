@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from motet.coordinator.admission import examine_manifest, examine_update, wanted_tensors
+from motet.coordinator.admission import examine_manifest, examine_update
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import inspect
 from motet.coordinator.ledger_store import Draft
@@ -27,6 +27,7 @@ from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import MANIFEST_FILE, read_composite_manifest
 from motet.protocols.contribution import Contribution, Withdrawal
 from motet.protocols.errors import AdmissionRefused, AssemblyError, DocumentError
+from motet.protocols.expert_files import update_specs
 from motet.protocols.ledger import LedgerEntry, Standing
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, seal
@@ -149,10 +150,10 @@ class Intake:
             shutil.rmtree(path, ignore_errors=True)
 
     def _admit(self, signed: Signed, contribution: Contribution, update: Path, received_bytes: int) -> Signed:
-        manifest = self._home.anchor_manifest
+        wanted = update_specs(self._home.anchor_manifest)
         with self._places, self._store.admitting():
-            examine_update(contribution, inspect(update), wanted_tensors(manifest))
-            self._store.materialise(contribution.digest, update, self._home.path, anchor=manifest.digest)
+            examine_update(contribution, inspect(update, self._home), wanted, self._home.charter)
+            self._store.materialise(contribution, update, self._home)
             entry = self._home.ledger.append(
                 lambda standing: self._admission(signed, contribution, standing, received_bytes)
             )

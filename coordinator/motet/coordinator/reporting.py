@@ -75,5 +75,10 @@ def _wire(federation: Federation, composite: CompositeManifest) -> dict[str, Wir
         if sent is None:
             entry = federation.home.ledger.find("admitted", member.contribution)
             sent = 0 if entry is None else int(entry.body.get("received_bytes", 0))
-        found[member.name] = Wire(update_bytes=contribution.update_bytes, sent_bytes=sent)
+        found[member.name] = Wire(
+            method=contribution.codec.method,
+            update_bytes=contribution.update_bytes,
+            sent_bytes=sent,
+            gain_kept=contribution.codec.gain_kept,
+        )
     return found

@@ -1,13 +1,14 @@
 """The store of admitted experts: one folder each, named by the contribution's digest.
 
 Guarantees that `expert.safetensors` is there whole or not at all, was made from the update by the definition of an
-expert (`motet.moe.experts.materialise_file`) in a child process with capped memory, and that what no ledger entry
-speaks of is cleared away, but never under the hands of a process that is admitting.
+expert (`motet.protocols.expert_files`) in a child process with capped memory, and that what no ledger entry speaks of
+is cleared away, but never under the hands of a process that is admitting. A later version that changes an earlier one
+is whole by itself once it is made: what becomes of the earlier one does not touch it.
 
     store = ExpertStore(home.experts_directory)
     with store.admitting():
-        store.materialise(contribution_digest, update, home.path, anchor=charter.anchor.digest)
-    store.file_of(contribution_digest)
+        store.materialise(contribution, update, home)
+    store.file_of(contribution.digest)
 """
 
 import json
@@ -17,14 +18,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from motet.coordinator.inspection import limit_resources, ready, run_child
+from motet.coordinator.home import CoordinatorHome, read_anchor_manifest
+from motet.coordinator.inspection import WORKERS, cpu_seconds, limit_resources, ready, run_child
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
+from motet.protocols.codec.numpy_kernels import NumpyKernels
+from motet.protocols.contribution import Contribution
 from motet.protocols.errors import AdmissionRefused, FederationError, MotetError, StorageError
+from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.locks import locked
 
-MEMORY_BYTES = 2 << 30
-"""Private memory of the child: about 250 MB are used, nearly all of them by importing torch."""
-SECONDS, BYTES_PER_SECOND = 300, 5 << 20
+MEMORY_BYTES = 384 << 20
+"""Private memory of the child: what decoding takes, and a chunk of the stored tensors twice."""
+SECONDS, BYTES_PER_SECOND = 120, 5 << 20
 
 _EXPERT = "expert.safetensors"
 
@@ -42,24 +47,38 @@ class ExpertStore:
         """Where a contribution's expert lies, or would lie."""
         return self.directory / hex_of(contribution) / _EXPERT
 
-    def materialise(self, contribution: str, update: Path, home: Path, *, anchor: str) -> Path:
+    def materialise(self, contribution: Contribution, update: Path, home: CoordinatorHome) -> Path:
         """Make the store file of an examined update; does nothing if it is there.
 
         Raises:
             AdmissionRefused: the expert is not finite in the anchor's dtype, or making it met the child's caps.
             StorageError: the disk is full; what is there is kept.
-            FederationError: it failed for a reason of ours, such as a damaged anchor.
+            FederationError: it failed for a reason of ours, such as a damaged anchor, or a base that is not there.
         """
-        target = self.file_of(contribution)
+        target = self.file_of(contribution.digest)
         if target.exists():
             return target
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_directory(self.directory)
-        seconds = SECONDS + update.stat().st_size // BYTES_PER_SECOND
-        arguments = [str(home), anchor, str(update), str(target)]
-        _raise_what_it_says(json.loads(run_child("motet.coordinator.store", arguments, cpu_seconds=seconds)))
+        seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
+        arguments = [home.anchor_manifest_file, home.anchor_manifest.digest, update, target, seconds]
+        arguments += self._changed_by(contribution, home)
+        answer = run_child("motet.coordinator.store", [str(each) for each in arguments], cpu_seconds=seconds)
+        _raise_what_it_says(json.loads(answer))
         return target
+
+    def _changed_by(self, contribution: Contribution, home: CoordinatorHome) -> list[Path | str]:
+        """What an update changes: the anchor's folder, or its base's file and digest."""
+        if contribution.base is None:
+            return [home.anchor_directory]
+        file = self.file_of(contribution.base)
+        if not file.exists():
+            raise FederationError(
+                f"saw no expert of {contribution.base} in the store, wanted it as this update's base; the coordinator "
+                "restores it from a backup, or its owner packs against the anchor"
+            )
+        return [file, contribution.base]
 
     def remove(self, contribution: str) -> None:
         """Delete a contribution's expert, if it is there."""
@@ -95,10 +114,10 @@ class ExpertStore:
 
 
 def _raise_what_it_says(answer: dict[str, str]) -> None:
-    """The update was examined before: of what can still go wrong, only an `ExpertError` is its fault."""
+    """The update was examined before: of what can still go wrong, only a sum that is not finite is its fault."""
     match answer:
-        case {"error": "ExpertError", "message": message}:
-            raise AdmissionRefused(f"refused (not-an-expert): {message}", reason="not-an-expert")
+        case {"error": "CodecError", "message": message}:
+            raise AdmissionRefused(f"refused (not-finite): {message}", reason="not-finite")
         case {"error": "StorageError", "message": message}:
             raise StorageError(message)
         case {"error": kind, "message": message}:
@@ -109,27 +128,25 @@ def _raise_what_it_says(answer: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """The child: `home anchor update target`; what went wrong, if anything, as JSON on standard output."""
-    home, anchor, update, target = sys.argv[1:]
-    limit_resources(memory_bytes=MEMORY_BYTES, seconds=SECONDS + Path(update).stat().st_size // BYTES_PER_SECOND)
+    """The child: `manifest anchor update target seconds changed [base]`; what went wrong, if anything, as JSON."""
+    manifest, anchor, update, target, seconds, changed, *base = sys.argv[1:]
+    limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
     try:
-        _materialise(Path(home), anchor, Path(update), Path(target))
+        _materialise(Path(manifest), anchor, Path(update), Path(target), Path(changed), base[0] if base else None)
     except MotetError as error:
         sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
     else:
         sys.stdout.write("{}")
 
 
-def _materialise(home: Path, anchor: str, update: Path, target: Path) -> None:
-    import torch
-
-    from motet.coordinator.home import unread_anchor
-    from motet.moe.experts import materialise_file
-
-    torch.set_num_threads(1)
-    read = unread_anchor(home, expect=anchor)
-    ready()
-    materialise_file(update, read, target)
+def _materialise(manifest_file: Path, anchor: str, update: Path, target: Path, changed: Path, base: str | None) -> None:
+    manifest = read_anchor_manifest(manifest_file, expect=anchor)
+    opened = StoredTensors.of_anchor(changed) if base is None else StoredTensors.of_expert(changed, manifest)
+    with opened as stored:
+        for spec in manifest.ffn():
+            stored(spec, 0, 0)  # before `ready`: a tensor missing would be our fault
+        ready()
+        materialise_file(update, manifest, stored, target, base=base, paths=NumpyKernels(), workers=WORKERS)
 
 
 if __name__ == "__main__":

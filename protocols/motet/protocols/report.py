@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from motet.protocols.canonical import Digest
+from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, Strict
 
 PUBLIC = "public"
@@ -19,12 +20,16 @@ OPT_OUT_COST = 0.05
 
 
 class Wire(Strict):
-    """What one owner's update took to travel."""
+    """How one owner's update travelled, what it took, and what it cost."""
 
+    method: Method
+    """The codec's method for the expert's matrices."""
     update_bytes: int = Field(ge=0)
     """The size of the update's file."""
     sent_bytes: int = Field(ge=0)
     """What the owner really sent for it, framing and repeats included."""
+    gain_kept: float | None = None
+    """The share of the trained expert's gain that the encoded one keeps, as its owner measured; None if not told."""
 
 
 class CompositeSummary(Strict):
@@ -96,6 +101,17 @@ class Report(Document):
             cost = self.opt_out_cost(expert)
             if cost <= OPT_OUT_COST:
                 yield f"leaving {expert} out costs its own domain {cost:.3f} bits per byte, wanted over {OPT_OUT_COST}"
+
+    def wire_table(self) -> list[str]:
+        """How each expert's update travelled, as lines of text."""
+        width = max((len(name) for name in self.wire), default=0)
+        head = f"{'':<{width}}{'method':>13}{'update bytes':>17}{'sent bytes':>17}{'gain kept':>13}"
+        return [head, *(self._wire_row(name, width) for name in sorted(self.wire))]
+
+    def _wire_row(self, name: str, width: int) -> str:
+        wire = self.wire[name]
+        kept = "-" if wire.gain_kept is None else f"{wire.gain_kept:.1%}"
+        return f"{name:<{width}}{wire.method:>13}{wire.update_bytes:>17,}{wire.sent_bytes:>17,}{kept:>13}"
 
     def table(self) -> list[str]:
         """The table of bits per byte as lines of text, then what falls short."""
