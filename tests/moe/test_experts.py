@@ -1,5 +1,6 @@
 """The update defines the expert, and both sides compute the same bits from it."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +10,23 @@ import torch
 
 from motet.moe.anchor import Anchor
 from motet.moe.experts import (
+    Base,
+    Difference,
     Expert,
-    difference,
     materialise,
-    materialise_file,
     read_expert,
     read_update,
     soup,
+    stored_tensors,
     swap_ffn,
-    update_specs,
+    values_of,
     write_update,
 )
 from motet.moe.routing import RoutingRows
-from motet.protocols.errors import ExpertError, TensorFileError
-from motet.protocols.tensor_files import TensorReader, TensorWriter
+from motet.protocols.codec import CodecSettings, UpdateReader, encode
+from motet.protocols.errors import CodecError, ExpertError
+from motet.protocols.expert_files import materialise_file, update_specs
+from motet.protocols.tensor_files import TensorSpec, TensorWriter
 
 NAMED = {"name": "medicine", "contribution": "sha256:" + "1" * 64}
 
@@ -50,23 +54,38 @@ def update(anchor, trained, rows, tmp_path):
     return tmp_path / "update"
 
 
-def rewritten(update: Path, *, without=(), dtype=None, **replaced) -> Path:
-    """The update again with some tensors left out, in another dtype, or replaced."""
-    with TensorReader(update) as reader:
-        tensors = {s.name: reader.tensor(s.name) for s in reader.specs if s.name not in without} | replaced
-        specs = [s for s in reader.specs if s.name in tensors]
-    if dtype == "F32":
-        specs = [type(s)(name=s.name, dtype="F32", shape=s.shape) for s in specs]
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+class Tensors:
+    """Tensors in memory as a codec source."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def read(self, spec, start, count):
+        part = self.tensors[spec.name].reshape(-1)[start : start + count]
+        return part.view(torch.int16).numpy().view("uint16") if spec.dtype == "BF16" else part.numpy()
+
+
+def rewritten(update: Path, anchor, *, without=(), dtype=None, **replaced) -> Path:
+    """The update again, raw, with some tensors left out, in another dtype, or replaced."""
+    with UpdateReader(update) as reader:
+        tensors = {spec.name: torch.from_numpy(reader.tensor(spec.name)) for spec in reader.specs}
+        specs = [spec for spec in reader.specs if spec.name not in without]
+    if dtype is not None:
+        specs = [TensorSpec(name=spec.name, dtype=dtype, shape=spec.shape) for spec in specs]
+    halves = {spec.name: tensors[spec.name].bfloat16() for spec in specs if spec.dtype == "BF16"}
     path = update.with_name("rewritten")
-    with TensorWriter(path, specs) as writer:
-        for name, tensor in tensors.items():
-            writer.write_tensor(name, tensor)
+    encode(path, Tensors(tensors | halves | replaced), specs, CodecSettings(method="raw"), anchor=anchor.digest)
     return path
 
 
+def made(update: Path, anchor, out: Path, **options) -> Path:
+    with stored_tensors(anchor) as stored:
+        materialise_file(update, anchor.manifest, stored, out, **options)
+    return out
+
+
 def test_an_update_holds_exactly_what_the_anchor_asks(anchor, update):
-    with TensorReader(update) as reader:
+    with UpdateReader(update) as reader:
         specs = {spec.name: (spec.dtype, spec.shape) for spec in reader.specs}
 
     assert specs == {spec.name: (spec.dtype, spec.shape) for spec in update_specs(anchor.manifest)}
@@ -76,14 +95,30 @@ def test_an_update_holds_exactly_what_the_anchor_asks(anchor, update):
     assert len(specs) == 6 + 4
 
 
-def test_owner_and_coordinator_get_the_same_expert(anchor, update, tmp_path):
-    materialise_file(update, anchor, tmp_path / "expert")
-    at_home, in_store = read_update(update, anchor, **NAMED), read_expert(tmp_path / "expert", anchor, **NAMED)
+@pytest.mark.parametrize("method", ["lossless", "ternary", "levels", "int4"])
+def test_owner_and_coordinator_get_the_same_expert(method, anchor, trained, rows, tmp_path):
+    write_update(tmp_path / "update", anchor, trained, rows, CodecSettings(method=method))
+    made(tmp_path / "update", anchor, tmp_path / "expert")
+    at_home = read_update(tmp_path / "update", anchor, **NAMED)
+    in_store = read_expert(tmp_path / "expert", anchor, **NAMED)
 
     assert at_home.ffn.keys() == in_store.ffn.keys() == anchor.ffn().keys()
     assert all(torch.equal(tensor, in_store.ffn[name]) for name, tensor in at_home.ffn.items())
     assert torch.equal(at_home.rows.weight, in_store.rows.weight)
     assert torch.equal(at_home.rows.bias, in_store.rows.bias)
+    assert torch.equal(at_home.rows.weight, rows.weight)
+
+
+def test_a_later_update_changes_the_earlier_expert(anchor, trained, rows, tmp_path):
+    write_update(tmp_path / "first", anchor, trained, rows, CodecSettings(method="ternary"))
+    base = Base(contribution="sha256:" + "2" * 64, file=made(tmp_path / "first", anchor, tmp_path / "expert"))
+    write_update(tmp_path / "second", anchor, trained, rows, base=base)
+    found = read_update(tmp_path / "second", anchor, **NAMED, base=base)
+
+    for name, tensor in found.ffn.items():
+        torch.testing.assert_close(tensor.float(), trained[name], rtol=2**-7, atol=1e-4)
+    with pytest.raises(CodecError, match=r"base: saw sha256:2+, wanted None"):
+        read_update(tmp_path / "second", anchor, **NAMED)
 
 
 def test_the_expert_is_what_was_trained_up_to_rounding(anchor, trained, rows, update):
@@ -95,19 +130,16 @@ def test_the_expert_is_what_was_trained_up_to_rounding(anchor, trained, rows, up
     assert torch.equal(expert.rows.weight, rows.weight)
 
 
-def test_the_sum_is_in_float32_and_rounded_once():
-    anchor, update = torch.tensor([1.0, 256.0]).bfloat16(), torch.tensor([2**-7, 1.5]).bfloat16()
+def test_the_sum_is_in_float32_and_rounded_once(anchor, rows):
+    stored, update = torch.tensor([1.0, 256.0]).bfloat16(), torch.tensor([2**-7, 1.5]).bfloat16()
 
-    assert materialise(anchor, update).tolist() == [1 + 2**-7, 258.0]
-    assert difference({"a": anchor}, {"a": anchor.float() + 2**-16})["a"].tolist() == [2**-16, 0.0]
-
-
-def test_materialising_does_not_depend_on_chunks(anchor, update, tmp_path, monkeypatch):
-    materialise_file(update, anchor, tmp_path / "whole")
-    monkeypatch.setattr("motet.moe.experts.CHUNK_VALUES", 7)
-    materialise_file(update, anchor, tmp_path / "chunked")
-
-    assert (tmp_path / "whole").read_bytes() == (tmp_path / "chunked").read_bytes()
+    assert materialise(stored, update).tolist() == [1 + 2**-7, 258.0]
+    trained = {name: tensor.float() + 2**-16 for name, tensor in anchor.ffn().items()}
+    spec = anchor.manifest.ffn()[0]
+    with stored_tensors(anchor) as before:
+        read = Difference(trained, rows, values_of(before), anchor.manifest).read(spec, 7, 5)
+    wanted = (trained[spec.name] - anchor.tensor(spec.name).float()).reshape(-1)[7:12].bfloat16()
+    assert torch.equal(torch.from_numpy(read.view("int16")).view(torch.bfloat16), wanted)
 
 
 def test_no_change_gives_the_anchor_back(anchor, rows, tmp_path):
@@ -117,38 +149,69 @@ def test_no_change_gives_the_anchor_back(anchor, rows, tmp_path):
     assert all(torch.equal(tensor, expert.ffn[name]) for name, tensor in anchor.ffn().items())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_names_the_tensor_that_is_not_finite_and_leaves_no_file(anchor, update, tmp_path, value):
+@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80])
+def test_names_the_tensor_that_is_not_finite_and_leaves_no_file(anchor, trained, rows, tmp_path, bits):
+    """No encoder writes such a value, so one is put into a raw file, its checksums made anew."""
     name = "model.layers.1.mlp.up_proj.weight"
-    bad = torch.zeros(48, 32, dtype=torch.bfloat16)
-    bad[-1, -1] = value
-    with pytest.raises(ExpertError, match=f"{name}: saw NaN or infinity"):
-        materialise_file(rewritten(update, **{name: bad}), anchor, tmp_path / "expert")
-    assert not list(tmp_path.glob("*expert*"))
+    marked = {n: t.clone() for n, t in trained.items()}
+    marked[name] = anchor.tensor(name).float() + 1.5
+    write_update(tmp_path / "update", anchor, marked, rows, CodecSettings(method="raw"))
+    spoil(tmp_path / "update", "<H", 0x3FC0, bits)
+    with pytest.raises(CodecError, match=f"{name}, chunk 0: saw NaN or infinity"):
+        made(tmp_path / "update", anchor, tmp_path / "expert")
+    assert [path.name for path in tmp_path.iterdir()] == ["update"]
 
 
-def test_refuses_rows_that_are_not_finite(anchor, update, tmp_path):
-    name = "model.layers.0.mlp.router.bias"
-    with pytest.raises(ExpertError, match=name):
-        materialise_file(rewritten(update, **{name: torch.tensor([torch.inf])}), anchor, tmp_path / "expert")
+def test_refuses_rows_that_are_not_finite(anchor, trained, rows, tmp_path):
+    write_update(tmp_path / "update", anchor, trained, rows)
+    spoil(tmp_path / "update", "<f", -2.0, float("inf"))
+    with pytest.raises(CodecError, match=r"model\.layers\.1\.mlp\.router\.bias, chunk 0: saw NaN or infinity"):
+        made(tmp_path / "update", anchor, tmp_path / "expert")
+
+
+def spoil(update: Path, form: str, before: float, after: float) -> None:
+    """Replace values in the raw frames of a file, and mend its checksums."""
+    from motet.protocols.codec.frames import FrameReader, FrameWriter
+
+    old, new = struct.pack(form, before), struct.pack(form, after)
+    with FrameReader(update) as reader:
+        methods = [tensor.method for tensor in reader.header.tensors]
+        frames = list(reader.copy_frames())
+        header = reader.header
+    assert any(old in payload for tensor, _, payload in frames if methods[tensor] == "raw")
+    with FrameWriter(update, header) as writer:
+        for tensor, number, payload in frames:
+            writer.write(tensor, number, payload.replace(old, new) if methods[tensor] == "raw" else payload)
 
 
 def test_refuses_updates_that_do_not_fit(anchor, make_anchor, update, tmp_path):
     missing = "model.layers.0.mlp.gate_proj.weight"
-    with pytest.raises(ExpertError, match=f"{missing}: saw no such tensor, wanted BF16"):
-        read_update(rewritten(update, without=[missing]), anchor, **NAMED)
-    with pytest.raises(ExpertError, match=r"saw F32 .* wanted BF16"):
-        read_update(rewritten(update, dtype="F32"), anchor, **NAMED)
+    with pytest.raises(CodecError, match=f"{missing}: saw no such tensor, wanted BF16"):
+        read_update(rewritten(update, anchor, without=[missing]), anchor, **NAMED)
+    with pytest.raises(CodecError, match=r"saw F32 .* wanted BF16"):
+        read_update(rewritten(update, anchor, dtype="F32"), anchor, **NAMED)
 
     wider = Anchor.load(make_anchor(tmp_path / "wider", intermediate_size=64))
-    with pytest.raises(ExpertError, match=r"saw BF16 \(32, 48\), wanted BF16 \(32, 64\)"):
-        materialise_file(update, wider, tmp_path / "expert")
+    with pytest.raises(CodecError, match=r"saw BF16 \(32, 48\), wanted BF16 \(32, 64\)"):
+        made(update, wider, tmp_path / "expert")
+    other = Anchor.load(make_anchor(tmp_path / "other", seed=1))
+    with pytest.raises(CodecError, match=f"anchor: saw {anchor.digest}, wanted {other.digest}"):
+        made(update, other, tmp_path / "expert")
 
 
 def test_refuses_a_truncated_update(anchor, update, tmp_path):
     update.write_bytes(update.read_bytes()[:-1])
-    with pytest.raises(TensorFileError, match="cut or padded"):
-        materialise_file(update, anchor, tmp_path / "expert")
+    with pytest.raises(CodecError, match="cut or"):
+        made(update, anchor, tmp_path / "expert")
+
+
+def test_a_store_file_that_does_not_fit_is_refused(anchor, update, rows, tmp_path):
+    made(update, anchor, tmp_path / "expert")
+    spec = TensorSpec(name="a", dtype="F32", shape=(1,))
+    with TensorWriter(tmp_path / "other", [spec]) as writer:
+        writer.write("a", bytes(4))
+    with pytest.raises(ExpertError, match="saw F32"):
+        read_expert(tmp_path / "other", anchor, **NAMED)
 
 
 def test_refuses_to_pack_what_does_not_fit(anchor, trained, rows, tmp_path):
@@ -162,7 +225,7 @@ def test_refuses_to_pack_what_does_not_fit(anchor, trained, rows, tmp_path):
 
 def test_refuses_to_pack_a_diverged_expert(anchor, trained, rows, tmp_path):
     trained["model.layers.0.mlp.down_proj.weight"][3, 3] = torch.nan
-    with pytest.raises(ExpertError, match=r"layers\.0\.mlp\.down_proj\.weight: saw NaN"):
+    with pytest.raises(CodecError, match=r"layers\.0\.mlp\.down_proj\.weight: saw NaN"):
         write_update(tmp_path / "update", anchor, trained, rows)
     assert list(tmp_path.iterdir()) == []
 
@@ -195,26 +258,35 @@ def test_swapping_places_an_expert_and_gives_the_anchor_back(anchor, update):
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
-import torch
-from motet.moe.anchor import Anchor
-from motet.moe.experts import materialise_file
-torch.set_num_threads(1)
-anchor = Anchor.load(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-materialise_file(Path(sys.argv[2]), anchor, Path(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.expert_files import StoredTensors, materialise_file
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+small, big, update, out = map(Path, sys.argv[1:])
+def make(anchor, update, out):
+    with StoredTensors.of_anchor(anchor) as stored:
+        materialise_file(update, AnchorManifest.of(anchor), stored, out)
+make(small, update / "small", out)
+before = peak()
+make(big, update / "big", out)
+assert "torch" not in sys.modules
+print(peak() - before)
 """
 
 
 @pytest.mark.slow
-def test_materialising_takes_little_memory(make_anchor, tmp_path):
-    anchor = Anchor.load(make_anchor(tmp_path / "big", hidden_size=1024, intermediate_size=16384))
-    rows = RoutingRows(weight=torch.zeros(2, 1024), bias=torch.zeros(2))
-    write_update(tmp_path / "update", anchor, anchor.ffn(), rows)
-    assert (tmp_path / "update").stat().st_size > 200e6
+@pytest.mark.parametrize("method", ["lossless", "ternary"])
+def test_materialising_takes_little_memory_and_no_torch(make_anchor, tmp_path, method):
+    for name, size in (("small", 32), ("big", 16384)):
+        anchor = Anchor.load(make_anchor(tmp_path / name, hidden_size=1024, intermediate_size=size))
+        rows = RoutingRows(weight=torch.zeros(2, 1024), bias=torch.zeros(2))
+        changed = {n: t.float() * 1.01 for n, t in anchor.ffn().items()}
+        write_update(tmp_path / f"updates-{name}", anchor, changed, rows, CodecSettings(method=method))
+        (tmp_path / "updates").mkdir(exist_ok=True)
+        (tmp_path / f"updates-{name}").rename(tmp_path / "updates" / name)
 
-    command = [sys.executable, "-c", MEASURE, tmp_path / "big", tmp_path / "update", tmp_path / "expert"]
-    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(grown) < 32 * 1024  # KiB
+    folders = [tmp_path / name for name in ("small", "big", "updates", "expert")]
+    grown = subprocess.run([sys.executable, "-c", MEASURE, *folders], check=True, capture_output=True, text=True).stdout
+    assert int(grown) < 128 * 1024  # KiB, for an expert of 200 MB
