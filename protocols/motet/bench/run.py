@@ -67,9 +67,7 @@ def run_codec(params: int, wanted: Sequence[Case], *, tmp: Path | None, tell: Ca
         raise ConfigurationError(f"saw {params} parameters, wanted at least {LEAST}; give --params more")
     if tmp is not None and not tmp.is_dir():
         raise ConfigurationError(f"saw no folder {tmp}; make it, or name another with --tmp")
-    with storage_errors(tmp or Path(gettempdir())):
-        made = TemporaryDirectory(dir=tmp, prefix="motet-bench-")
-    with _ending_as_interrupt(), made as name:
+    with _ending_as_interrupt(), _temporary(tmp) as name:
         folder = Path(name)
         write_inputs(Inputs.in_folder(folder), specs_of(params), on_progress=progress_line("writing the input,"))
         measured = []
@@ -82,6 +80,11 @@ def run_codec(params: int, wanted: Sequence[Case], *, tmp: Path | None, tell: Ca
         sha256_mb_s=median(each.sha256_mb_s for each in measured),
         exact_memory=all(each.exact_memory for each in measured),
     )
+
+
+def _temporary(tmp: Path | None) -> TemporaryDirectory[str]:
+    with storage_errors(tmp or Path(gettempdir())):
+        return TemporaryDirectory(dir=tmp, prefix="motet-bench-")
 
 
 def _measured(troupe: Troupe, case: Case, folder: Path, timeout: float) -> Measured:

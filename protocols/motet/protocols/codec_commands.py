@@ -13,8 +13,7 @@ from motet.protocols.output import Json, note, progress_line, show
 
 if TYPE_CHECKING:
     from motet.protocols.anchor_manifest import AnchorManifest
-    from motet.protocols.codec import CodecSettings, Description, Header
-    from motet.protocols.contribution import Contribution
+    from motet.protocols.codec import CodecSettings
     from motet.protocols.expert_files import StoredTensors
 
 Method = Literal["ternary", "levels", "int8", "int4", "lossless", "raw"]
@@ -41,16 +40,18 @@ def register(app: typer.Typer) -> None:
 
 def inspect(file: UpdateFile, as_json: Json = False) -> None:
     """Show what an update file holds: methods, density, bits per parameter, the entropy bound, bytes per tensor."""
+    from motet.protocols import update_lines
     from motet.protocols.codec import describe
     from motet.protocols.update_files import opened
 
     with opened(file) as update:
         description = describe(update.path, on_progress=progress_line("decoding", "values"))
-    found = description.model_dump(mode="json") | {"contribution": _contribution_json(update.contribution)}
+    contribution = update_lines.contribution_json(update.contribution)
+    lines = [*update_lines.contribution_lines(update.contribution), *update_lines.summary(description)]
     show(
-        found,
+        description.model_dump(mode="json") | {"contribution": contribution},
         as_json=as_json,
-        lines=[*_contribution(update.contribution), *_summary(description), "", *_table(description)],
+        lines=[*lines, "", *update_lines.table(description)],
     )
 
 
@@ -63,6 +64,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check an update file to its last byte; with --anchor also that it fits and every value stays finite."""
+    from motet.protocols import update_lines
     from motet.protocols.update_files import check, opened
 
     if base is not None and anchor is None:
@@ -74,7 +76,7 @@ def verify(
         if anchor is not None and manifest is not None and (changes_anchor or base is not None):
             stored = stack.enter_context(_stored(anchor, manifest, update.path, base))
         header = check(update.path, manifest, stored, on_progress=progress_line("decoding", "values"))
-    checked, unchecked = _checks(header, update.contribution, manifest, applied=stored is not None)
+    checked, unchecked = update_lines.checks(header, update.contribution, manifest, applied=stored is not None)
     show(
         {"sound": True, "checked": checked, "unchecked": unchecked},
         as_json=as_json,
@@ -108,23 +110,21 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Encode the change to an anchor as an update file, and decode it again to report what it takes."""
+    from motet.protocols import update_lines
     from motet.protocols.codec import describe
     from motet.protocols.update_files import pack as write
 
     options = {"density": density, "row_scales": row_scales, "step": step, "block": block}
     settings = _settings(method, options, scale_factor)
-    with ExitStack() as stack:
-        target = Path(stack.enter_context(TemporaryDirectory(prefix="motet-"))) / "dry" if dry_run else out
-        if not dry_run:
-            _may_write(out, force=force)
+    with _target(out, dry_run=dry_run, force=force) as target:
         manifest = _manifest(anchor)
-        values = stack.enter_context(_source(source, anchor, manifest, weights=weights))
-        progress = progress_line("packing", "values")
-        write(values, manifest, target, settings, scale_factor=scale_factor, on_progress=progress)
+        with _source(source, anchor, manifest, weights=weights) as values:
+            progress = progress_line("packing", "values")
+            write(values, manifest, target, settings, scale_factor=scale_factor, on_progress=progress)
         description = describe(target, on_progress=progress_line("decoding", "values"))
     found = description.model_dump(mode="json") | {"file": None if dry_run else str(out)}
     ending = "dry run: nothing was kept" if dry_run else f"wrote        {out}"
-    show(found, as_json=as_json, lines=[*_summary(description), ending])
+    show(found, as_json=as_json, lines=[*update_lines.summary(description), ending])
 
 
 def unpack(
@@ -218,84 +218,18 @@ def _stored(anchor: Path, manifest: "AnchorManifest", update: Path, base: Path |
     return StoredTensors.of_anchor(anchor) if base is None else StoredTensors.of_expert(base, manifest)
 
 
+@contextmanager
+def _target(out: Path, *, dry_run: bool, force: bool) -> Iterator[Path]:
+    """Where to write: `out`, or for a dry run a file that is gone when the block ends."""
+    if not dry_run:
+        _may_write(out, force=force)
+        yield out
+        return
+    with TemporaryDirectory(prefix="motet-") as folder:
+        yield Path(folder) / out.name
+
+
 def _may_write(out: Path, *, force: bool) -> None:
     if out.is_dir() or (out.exists() and not force):
         ending = "name a file in it" if out.is_dir() else "name another file, or give --force to replace it"
         raise ConfigurationError(f"saw {out} there already; {ending}")
-
-
-def _checks(
-    header: "Header", contribution: "Contribution | None", manifest: "AnchorManifest | None", *, applied: bool
-) -> tuple[list[str], list[str]]:
-    """What was checked, and what was not."""
-    chunks = sum(1 for _ in header.spans())
-    done = [f"header, {chunks:,} chunks and their checksums, footer; every value decoded and finite"]
-    left = []
-    if contribution is not None:
-        done.append(f"signature of {contribution.owner}; the update is the one that it names")
-    if manifest is not None:
-        done.append(f"anchor {manifest.digest}; names, dtypes and shapes of {len(header.tensors):,} tensors")
-    if applied:
-        done.append("every value of the expert is finite")
-    elif manifest is None:
-        left.append("fit to an anchor: name its directory with --anchor")
-    else:
-        left.append(f"the expert's values: name the store file of {header.base} with --base")
-    return done, left
-
-
-def _contribution_json(contribution: "Contribution | None") -> dict[str, Any] | None:
-    if contribution is None:
-        return None
-    shown = contribution.model_dump(mode="json", include={"name", "owner", "version", "charter", "terms"})
-    return {"digest": contribution.digest} | shown
-
-
-def _contribution(contribution: "Contribution | None") -> list[str]:
-    if contribution is None:
-        return []
-    terms = contribution.terms
-    return [
-        f"contribution {contribution.digest}, version {contribution.version} of {contribution.name}",
-        f"owner        {contribution.owner}",
-        f"terms        {terms.licence}; attribution: {terms.attribution or 'none'}; purpose: "
-        f"{terms.purpose or 'any that the licence allows'}",
-    ]
-
-
-def _summary(description: "Description") -> list[str]:
-    lines = [
-        f"method       {', '.join(description.methods)}",
-        f"bytes        {description.file_bytes:,} for {description.parameters:,} parameters",
-        f"bits         {description.bits_per_parameter:.4f} per parameter",
-        f"ratio        {description.ratio:.2f} times smaller than the tensors themselves",
-    ]
-    if description.density is not None:
-        lines.append(f"density      {100 * description.density:.3f} % of the values kept")
-    if description.bound is not None:
-        over = description.over_bound_percent or 0.0
-        lines.append(f"bound        {description.bound:.4f} bits, H(k)+k; the ternary tensors take {over:+.2f} % of it")
-    return [
-        *lines,
-        f"anchor       {description.anchor}",
-        f"base         {description.base or 'the anchor itself'}",
-    ]
-
-
-def _table(description: "Description") -> list[str]:
-    """One line for each tensor, columns as wide as they need to be."""
-    rows = [("tensor", "dtype", "shape", "method", "density", "bits", "bytes")]
-    for tensor in description.tensors:
-        density = "" if tensor.density is None else f"{100 * tensor.density:.2f} %"
-        shape = " x ".join(str(size) for size in tensor.shape)
-        bits = f"{tensor.bits_per_parameter:.3f}"
-        rows.append((tensor.name, tensor.dtype, shape, tensor.method, density, bits, f"{tensor.bytes:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = 4
-    return [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
