@@ -81,6 +81,39 @@ def test_zeros_are_never_kept(tmp_path) -> None:
     assert np.flatnonzero(found["a.weight"]).tolist() == [10, 31]
 
 
+def test_balanced_rows_compete_in_units_of_their_own_size(tmp_path) -> None:
+    specs = specs_of({"a.weight": (64, 128), "b.weight": (32, 128)})
+    rng = np.random.default_rng(7)
+    spread = np.exp(rng.normal(0, 1, (64, 1)))
+    tensors = {"a.weight": bf16(rng.standard_normal((64, 128)) * spread), "b.weight": bf16(np.zeros((32, 128)))}
+    tensors["b.weight"][3] = bf16(rng.standard_normal(128) * 1e-4)
+    for balance, low, high in ((0.0, 0.0, 1.0), (1.0, 0.02, 0.25)):
+        path = encoded(tmp_path / "u", tensors, specs, method="ternary", density=0.05, balance=balance)
+        change, value = decoded(path, specs)["a.weight"], floats(tensors["a.weight"])
+        kept = change != 0
+        shares = kept.mean(axis=1)
+        assert low <= shares.min()
+        assert shares.max() <= high
+        assert np.abs(change[kept]) == pytest.approx(np.abs(value[kept]).mean(), rel=1e-6)
+        size = np.sqrt((value.astype(np.float64) ** 2).mean(axis=1, keepdims=True)) ** balance
+        weighed = np.abs(value) / size
+        assert weighed[kept].min() >= weighed[~kept].max() * (1 - 2**-7)  # ranks are rounded to bf16
+        assert (decoded(path, specs)["b.weight"][3] != 0).any() == (balance == 1.0)
+        assert not decoded(path, specs)["b.weight"][4].any()
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.75])
+def test_the_factor_makes_up_for_what_is_dropped(balance, specs, tensors, tmp_path) -> None:
+    settings = CodecSettings(method="ternary", density=0.05, balance=balance)
+    made = encode(tmp_path / "u", MemorySource(tensors), specs, settings, anchor=ANCHOR)
+    matrices = [spec for spec in specs if len(spec.shape) == 2]
+    values = np.concatenate([dense(tensors, spec).reshape(-1) for spec in matrices])
+    found = decoded(tmp_path / "u", specs)
+    kept = np.concatenate([found[spec.name].reshape(-1) != 0 for spec in matrices])
+    assert made.factor == pytest.approx((np.abs(values).sum() / np.abs(values[kept]).sum()) ** 0.5, rel=1e-5)
+    assert made.header == verify(tmp_path / "u")
+
+
 def test_row_scales_follow_each_row(specs, tensors, tmp_path) -> None:
     path = encoded(tmp_path / "u", tensors, specs, method="ternary", density=0.3, row_scales=True)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -188,12 +221,14 @@ def test_an_expert_that_is_not_finite_is_refused(tmp_path) -> None:
         list(apply(update, lambda spec, start, count: bf16(np.full(count, 3e38)).tobytes(), specs))
 
 
-@pytest.mark.parametrize("method", ["ternary", "levels", "int4", "lossless", "raw"])
-def test_values_that_are_not_finite_are_not_encoded(method, specs, tensors, tmp_path) -> None:
+@pytest.mark.parametrize("bits", [0x7FC0, 0x7FFF, 0x7F80, 0xFF80])
+@pytest.mark.parametrize("method", ["ternary", "balanced", "levels", "int4", "lossless", "raw"])
+def test_values_that_are_not_finite_are_not_encoded(method, bits, specs, tensors, tmp_path) -> None:
     broken = {name: values.copy() for name, values in tensors.items()}
-    broken["model.layers.0.mlp.up_proj.weight"][5, 7] = 0x7FC0
+    broken["model.layers.0.mlp.up_proj.weight"][5, 7] = bits
+    settings = {"method": "ternary", "balance": 0.5} if method == "balanced" else {"method": method}
     with pytest.raises(CodecError, match=r"up_proj\.weight: saw NaN or infinity"):
-        encoded(tmp_path / "u", broken, specs, method=method)
+        encoded(tmp_path / "u", broken, specs, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,14 +293,14 @@ def test_lossless_of_gaussian_differences_takes_two_thirds(tmp_path) -> None:
     assert path.stat().st_size < 0.665 * specs[0].nbytes
 
 
-@pytest.mark.parametrize(("method", "passes"), [("ternary", 2), ("lossless", 1)])
-def test_progress_reaches_its_total(method, passes, specs, tensors, tmp_path) -> None:
+@pytest.mark.parametrize(("method", "balance", "passes"), [("ternary", 0, 2), ("ternary", 0.5, 4), ("lossless", 0, 1)])
+def test_progress_reaches_its_total(method, balance, passes, specs, tensors, tmp_path) -> None:
     told: list[tuple[int, int]] = []
     encode(
         tmp_path / "u",
         MemorySource(tensors),
         specs,
-        CodecSettings(method=method),
+        CodecSettings(method=method, balance=balance),
         anchor=ANCHOR,
         on_progress=lambda done, total: told.append((done, total)),
     )

@@ -14,8 +14,9 @@ inner loops, in numpy and native.
 from motet.protocols.codec.changes import Change, DenseChange, SparseChange
 from motet.protocols.codec.decoder import UpdateReader, apply, verify
 from motet.protocols.codec.description import Description, describe, entropy_bound, expected_bits
-from motet.protocols.codec.encoder import FileSource, Source, encode, rescale
+from motet.protocols.codec.encoder import Encoding, FileSource, encode, rescale
 from motet.protocols.codec.header import CHUNK_VALUES, Header, TensorHeader
+from motet.protocols.codec.planning import Source
 from motet.protocols.codec.settings import METHODS, CodecSettings, Method
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "CodecSettings",
     "DenseChange",
     "Description",
+    "Encoding",
     "FileSource",
     "Header",
     "Method",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from motet.protocols.codec.changes import SLAB, SparseChange, widen
+from motet.protocols.codec.changes import SLAB, SparseChange, narrow, widen
 from motet.protocols.codec.cursor import Cursor
 from motet.protocols.codec.deflate import deflate, huffman_bits, inflate, most_deflated
 from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader
@@ -45,15 +45,16 @@ _BAND_BITS = 8 * 100
 Bits = NDArray[np.uint16]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cut:
     """Which values of a tensor are kept: those whose magnitude's bits reach `threshold`.
 
-    `step` is what a level is worth, and `dead_zone` the magnitude, in steps, from which on a value is level 1; None
-    keeps signs alone.
+    With `weights`, float32 and one for each row of the tensor, values compete times their row's. `step` is what a level
+    is worth, and `dead_zone` the magnitude, in steps, from which on a value is level 1; None keeps signs alone.
     """
 
     threshold: int
+    weights: NDArray[np.float32] | None = None
     step: float | None = None
     dead_zone: float = 0.0
 
@@ -74,21 +75,35 @@ def class_of(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.frexp(squares)[1].astype(np.uint8)
 
 
+def ranked(bits: Bits, span: Span, weights: NDArray[np.float32] | None) -> Bits:
+    """What the values of a chunk compete with: their own bf16 bits, or those of value times weight; signs stay."""
+    if weights is None:
+        return bits
+    rows, first = bits.reshape(span.rows, span.columns), span.start // span.columns
+    found = np.empty_like(rows)
+    step = max(1, SLAB // span.columns)
+    for start in range(0, span.rows, step):
+        weight = weights[first + start : first + min(start + step, span.rows), None]
+        found[start : start + step] = narrow(widen(rows[start : start + step], "BF16") * weight, "BF16")
+    return found.reshape(-1)
+
+
 def encode(bits: Bits, span: Span, cut: Cut, tensor: TensorHeader, kernels: Kernels) -> bytes:
     """A chunk's payload. `bits` are the differences' bf16 bits, (span.count,)."""
-    rows = bits.reshape(span.rows, span.columns)
+    ranks = ranked(bits, span, cut.weights)
+    rows = ranks.reshape(span.rows, span.columns)
     counts = kernels.count_rows(rows, cut.threshold)
     classes = class_of(counts) if span.rows > 1 else None
     banded = classes is not None and _bands_pay(counts, classes, span.columns)
     parts = [bytes([(ROW_SCALES if tensor.row_scales else 0) | (CLASS_MAP if banded else 0)])]
     if tensor.row_scales:
-        parts += _sized(deflate(_row_codes(rows, counts, cut.threshold, tensor).data))
+        parts += _sized(deflate(_row_codes(bits.reshape(rows.shape), rows, cut.threshold, tensor).data))
     if banded and classes is not None:
         parts += _sized(deflate(classes.tobytes()))
         for label in np.unique(classes):
             parts += _band(rows[classes == label].reshape(-1), cut, kernels)
     else:
-        parts += _band(bits, cut, kernels)
+        parts += _band(ranks, cut, kernels)
     return b"".join(parts)
 
 
@@ -144,19 +159,19 @@ def _position_bits(kept: int, values: int) -> float:
     return -values * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
 
 
-def _row_codes(rows: Bits, counts: NDArray[np.int64], threshold: int, tensor: TensorHeader) -> NDArray[np.uint8]:
+def _row_codes(rows: Bits, ranks: Bits, threshold: int, tensor: TensorHeader) -> NDArray[np.uint8]:
     """Each row's scale code: the square root of its mean kept magnitude over the tensor's; 0 where nothing is kept.
 
     The root draws the mean of a few values towards the tensor's: on trained experts it keeps more of the gain than
     the mean itself does, or no row scale.
     """
-    means = np.ones(len(rows), np.float64)
-    for index in np.flatnonzero(counts):
-        magnitude = rows[index] & np.uint16(0x7FFF)
-        means[index] = widen(magnitude[magnitude >= threshold], "BF16").mean(dtype=np.float64)
-    octaves = ROW_SHRINKAGE * np.log2(means / (tensor.scale or 1.0))
-    codes = np.rint(128 + ROW_STEPS * octaves).clip(1, 255)
-    found: NDArray[np.uint8] = np.where(counts > 0, codes, 0).astype(np.uint8)
+    found = np.zeros(len(rows), np.uint8)
+    for index, (row, rank) in enumerate(zip(rows, ranks, strict=True)):
+        kept = row[(rank & np.uint16(0x7FFF)) >= threshold] & np.uint16(0x7FFF)
+        if len(kept):
+            mean = widen(kept, "BF16").mean(dtype=np.float64)
+            octaves = ROW_SHRINKAGE * np.log2(mean / (tensor.scale or 1.0))
+            found[index] = np.rint(128 + ROW_STEPS * octaves).clip(1, 255)
     return found
 
 
