@@ -189,9 +189,7 @@ def admit_quickly(home: CoordinatorHome, write_update: WriteUpdate, tmp_path: Pa
         signed = owner.manifest(home, update, version=version)
         digest = signed.open(Contribution).digest
         with StoredTensors.of_anchor(home.anchor_directory) as stored:
-            materialise_file(
-                update, home.anchor_manifest, stored, ExpertStore(home.experts_directory).file_of(digest)
-            )
+            materialise_file(update, home.anchor_manifest, stored, ExpertStore(home.experts_directory).file_of(digest))
         body = {"signed": signed.as_json(), "received_bytes": update.stat().st_size}
         home.ledger.append(lambda _: Draft(kind="admitted", subject=digest, body=body))
         return digest

@@ -14,7 +14,16 @@ from motet.coordinator.gather import Answer, Order, Peer, Policy
 from motet.coordinator.run_record import RunRecord, RunState, read_run
 from motet.protocols.canonical import bytes_digest, digest_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
-from motet.protocols.contribution import CodecRecord, Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
+from motet.protocols.container import UPDATE_NAME
+from motet.protocols.contribution import (
+    CodecRecord,
+    Contribution,
+    EvaluationReport,
+    JoinRequest,
+    Score,
+    Terms,
+    TrainingRecord,
+)
 from motet.protocols.control import EvaluateRequest, JobState, OwnerStatus, TrainRequest
 from motet.protocols.errors import FederationError, MotetError
 from motet.protocols.jobs import MAX_SEEN, InlineUpdate, Request, StatusQuery, job_id
@@ -125,7 +134,7 @@ class Owner:
         )
         folder = self.home.contribution(manifest.digest)
         write_atomically(folder / "contribution.json", seal(manifest, self.home.key).canonical())
-        write_atomically(folder / "update.motetup", UPDATE)
+        write_atomically(folder / UPDATE_NAME, UPDATE)
         if self.transport == "data-plane":
             self.books.active[manifest.owner] = manifest.digest
         spool.update(job.id, "done", result={"contribution": manifest.digest, "transport": self.transport})

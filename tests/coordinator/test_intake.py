@@ -1,6 +1,7 @@
 """From a signed manifest to an entry, a file and a receipt; and everything that comes between, kills included."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import torch
 from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.intake import Intake
+from motet.coordinator.store import ExpertStore
 from motet.moe.experts import materialise, read_expert
 from motet.protocols.canonical import hex_of
-from motet.protocols.codec import UpdateReader
+from motet.protocols.codec import CodecSettings, UpdateReader
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Contribution, EvaluationReport, Score
-from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, SignatureError
+from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, FederationError, SignatureError
+from motet.protocols.expert_files import router_weight_name
 from motet.protocols.receipts import Receipt
 from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, seal
@@ -70,7 +73,9 @@ def test_admitted_once_for_all(home: CoordinatorHome, intake: Intake, medicine: 
     expert = read_expert(path, home.anchor, name="medicine", contribution=contribution.digest)
     name = home.anchor_manifest.ffn()[0].name
     with UpdateReader(update) as reader:
-        assert torch.equal(expert.ffn[name], materialise(home.anchor.tensor(name), torch.from_numpy(reader.tensor(name))))
+        assert torch.equal(
+            expert.ffn[name], materialise(home.anchor.tensor(name), torch.from_numpy(reader.tensor(name)))
+        )
 
     withdrawal = medicine.withdrawal(home, contribution.digest)
     gone = intake.withdraw(withdrawal)
@@ -83,6 +88,114 @@ def test_admitted_once_for_all(home: CoordinatorHome, intake: Intake, medicine: 
     assert caught.value.reason == "withdrawn"
     assert opened(home, intake.admit(signed, update, 1)).reason == "withdrawn"
     assert not path.exists()
+
+
+def applied(update: Path, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The definition of an expert, tensor by tensor: what `before` becomes under an update."""
+    with UpdateReader(update) as reader:
+        return {name: materialise(tensor, torch.from_numpy(reader.tensor(name))) for name, tensor in before.items()}
+
+
+@pytest.mark.slow
+def test_successive_versions(
+    home: CoordinatorHome, intake: Intake, medicine: object, write_update: WriteUpdate, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    one = medicine.manifest(home, write_update(first, settings=CodecSettings(method="int8")))
+    base = one.open(Contribution).digest
+    assert opened(home, intake.admit(one, first, 1)).status == "admitted"
+    write_update(second, seed=1, settings=CodecSettings(method="ternary"), base=base)
+    two = medicine.manifest(home, second, version=2, base=base)
+    assert opened(home, intake.admit(two, second, 1)).status == "admitted"
+
+    newest, anchor = two.open(Contribution).digest, home.anchor
+    both = applied(second, applied(first, anchor.ffn()))
+    path = intake.expert_file(newest)
+    made = read_expert(path, anchor, name="medicine", contribution=newest)
+    assert all(torch.equal(made.ffn[name], tensor) for name, tensor in both.items())
+    assert any(not torch.equal(applied(second, anchor.ffn())[name], tensor) for name, tensor in both.items())
+    with UpdateReader(second) as reader:  # rows travel whole in every version
+        assert made.rows.weight[0].tolist() == reader.tensor(router_weight_name(0)).tolist()
+
+    whole = path.read_bytes()
+    intake.withdraw(medicine.withdrawal(home, base))
+    assert not intake.expert_file(base).exists()
+    assert path.read_bytes() == whole
+    assert list(home.ledger.standing().active) == [newest]
+    late = medicine.manifest(home, second, version=3, base=base)
+    said = opened(home, intake.admit(late, second, 1))
+    assert (said.status, said.reason) == ("refused", "wrong-base")
+    assert "pack against the anchor" in (said.message or "")
+    assert opened(home, intake.admit(two, second, 1)).status == "admitted"
+
+
+@pytest.mark.slow
+def test_a_later_version_that_leaves_leaves_no_byte_behind(
+    home: CoordinatorHome,
+    medicine: object,
+    make_owner: Callable[[str], object],
+    admit_quickly: Callable[..., str],
+    write_update: WriteUpdate,
+    tmp_path: Path,
+) -> None:
+    federation, law = Federation(home), make_owner("law")
+    home.enrol(law.request(home))
+    admit_quickly(law, seed=3)
+    never = federation.assemble()
+    base = admit_quickly(medicine, seed=1)
+    update = write_update(tmp_path / "u", seed=2, base=base)
+    signed = medicine.manifest(home, update, version=2, base=base)
+    assert opened(home, federation.intake.admit(signed, update, 1)).status == "admitted"
+    newest = signed.open(Contribution).digest
+    having = federation.assemble()
+    assert {member.contribution for member in having.members} - {newest} == {never.members[0].contribution}
+    federation.intake.withdraw(medicine.withdrawal(home, newest))
+    shutil.rmtree(never.path)
+    after = federation.assemble()
+    assert after == never
+    assert [each.sha256 for each in after.manifest.files] == [each.sha256 for each in never.manifest.files]
+
+
+@pytest.mark.slow
+def test_a_base_that_was_lost_is_no_refusal(
+    home: CoordinatorHome,
+    intake: Intake,
+    medicine: object,
+    admit_quickly: Callable[..., str],
+    write_update: WriteUpdate,
+    tmp_path: Path,
+) -> None:
+    base = admit_quickly(medicine, seed=1)
+    update = write_update(tmp_path / "u", seed=2, base=base)
+    signed = medicine.manifest(home, update, version=2, base=base)
+    file = intake.expert_file(base)
+    whole = file.read_bytes()
+    for harm, says in ((file.unlink, "saw no expert of"), (lambda: file.write_bytes(whole[:-1]), "TensorFileError")):
+        harm()
+        before = kinds(home)
+        with pytest.raises(FederationError, match=says):
+            intake.admit(signed, update, 1)
+        assert kinds(home) == before
+    file.write_bytes(whole)
+    assert opened(home, intake.admit(signed, update, 1)).status == "admitted"
+
+
+@pytest.mark.slow
+def test_a_sum_that_is_not_finite_is_the_updates_fault_and_a_damaged_anchor_is_not(
+    home: CoordinatorHome, medicine: object, write_update: WriteUpdate, tmp_path: Path
+) -> None:
+    """What an inspection would have found as well, said by the child that makes the expert."""
+    store = ExpertStore(home.experts_directory)
+    update = write_update(tmp_path / "u", poison=float("nan"))
+    contribution = medicine.manifest(home, update).open(Contribution)
+    with pytest.raises(AdmissionRefused) as caught:
+        store.materialise(contribution, update, home)
+    assert caught.value.reason == "not-finite"
+    assert not store.file_of(contribution.digest).exists()
+    weights = home.anchor_directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(FederationError, match="TensorFileError"):
+        store.materialise(contribution, write_update(tmp_path / "good"), home)
 
 
 @pytest.mark.slow
