@@ -13,13 +13,12 @@ from motet.client.packing import Packed, packed_contributions
 from motet.client.preparation import prepare
 from motet.client.training import train
 from motet.client.tuning import TUNING_DOCUMENTS, split, tuned
-from motet.client.versions import Versions
+from motet.client.versions import Version, Versions
 from motet.client.worker import make_contribution
 from motet.moe.experts import read_update, stored_tensors, swap_ffn
 from motet.moe.scoring import bits_per_byte, score
 from motet.protocols.charter import CodecRules
 from motet.protocols.codec import UpdateReader
-from motet.protocols.codec import describe as describe_update
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.expert_files import materialise_file
 
@@ -37,7 +36,7 @@ def edit(home: OwnerHome, before: str, after: str) -> None:
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
-@pytest.mark.parametrize("best", [0.9, 1.7, 3.1, 6.0])
+@pytest.mark.parametrize("best", [1.3, 1.7, 2.0, 3.4])
 def test_the_search_finds_the_least_loss(best: float) -> None:
     asked: list[float] = []
 
@@ -45,7 +44,7 @@ def test_the_search_finds_the_least_loss(best: float) -> None:
         asked.append(factor)
         return abs(math.log(factor / best))
 
-    factor, least = tuned(loss, evaluations=10)
+    factor, least = tuned(loss, around=2.0, evaluations=10)
     assert factor == pytest.approx(best, rel=0.05)
     assert least == min(loss(each) for each in asked[:10])
     assert len(asked) == 20  # ten by the search, ten by the line above
@@ -97,28 +96,29 @@ def test_figures_are_of_text_that_nothing_was_chosen_on(method: str, make_home) 
     assert f"{100 * record.gain_kept:.1f} % of the expert's gain kept" in "\n".join(describe(packed))
 
 
-def test_a_tuned_scale_is_better_than_the_one_of_least_squares(make_home) -> None:
-    kept = {}
+def test_a_tuned_scale_is_no_worse_than_the_guess(make_home) -> None:
+    kept, figures = {}, {}
     for tune in (True, False):
         settings = {"method": "ternary", "density": 0.05, "tune": tune}
         record = packed_of(make_home(f"tune-{tune}".lower(), codec=settings, training={"steps": 30})).contribution.codec
         kept[tune] = record.gain_kept
-        assert (record.scale_factor is None) == (not tune)
-    assert kept[True] > kept[False]
+        assert record.scale_factor is not None
+        figures[tune] = record.scale_factor
+    assert kept[True] >= kept[False]
+    assert figures[True] != figures[False]
 
 
 def test_the_factor_is_in_the_header(make_home) -> None:
-    scales = []
-    for tune in (True, False):
-        home = make_home(f"tune-{tune}".lower(), codec={"method": "ternary", "tune": tune})
-        packed = packed_of(home)
-        scales.append([tensor.scale for tensor in describe_update(packed.update).tensors[:6]])
-        factor = packed.contribution.codec.scale_factor or 1.0
-    assert factor == 1.0
-    tuned_scales, plain = scales
-    ratios = [a / b for a, b in zip(tuned_scales, plain, strict=True)]
-    assert ratios == pytest.approx([ratios[0]] * 6, rel=1e-6)
-    assert ratios[0] != 1.0
+    home = make_home(codec={"method": "ternary", "balance": 0.0})
+    packed, material = packed_of(home), prepare(home)
+    factor = packed.contribution.codec.scale_factor
+    trained = train(material, home.config.training, home.work / "training" / home.charter.digest[7:23])
+    for name, tensor in trained.ffn.items():
+        with UpdateReader(packed.update) as update:
+            change = torch.from_numpy(update.tensor(name))
+        difference = (tensor - material.anchor.tensor(name).float()).bfloat16().float()
+        kept = change != 0
+        assert change[kept].abs().max() == pytest.approx(float(difference[kept].abs().mean()) * factor, rel=1e-5)
 
 
 def test_a_later_version_is_the_change_since_the_receipt(make_home, coordinator) -> None:
@@ -199,27 +199,24 @@ def test_the_residual_is_what_the_encoding_left_out(method: str, make_home, coor
         torch.testing.assert_close(restored[name], tensor, rtol=0, atol=float(tensor.abs().max()) * 2**-8)
 
 
-def test_error_feedback_gets_nearer_than_the_change_alone(make_home, coordinator) -> None:
-    """Two sparse versions of one expert: the second carries what the first left out."""
-    home = make_home(codec={"method": "ternary", "density": 0.05, "tune": False, "successive": "always"})
-    edit(home, "steps = 6", "steps = 20")
+def test_a_later_version_carries_what_the_first_left_out(make_home, coordinator) -> None:
+    settings = {"method": "ternary", "density": 0.05, "tune": False, "successive": "always"}
+    home = make_home(codec=settings, training={"steps": 20})
     first, anchor = packed_of(home), prepare(home).anchor
     send(home, first)
     edit(home, "steps = 20", "steps = 21")
-    second = packed_of(home)
-    versions = {version.number: version for version in Versions.of(home, anchor).all()}
-    trained = versions[2].trained(anchor)
+    assert packed_of(home).contribution.base == first.digest
 
-    def distance(number: int) -> float:
-        with stored_tensors(anchor, versions[number].base) as stored:
-            parts = []
-            for spec in anchor.manifest.ffn():
-                held = torch.frombuffer(bytearray(stored(spec, 0, math.prod(spec.shape))), dtype=torch.bfloat16)
-                parts.append((held.float() - trained[spec.name].reshape(-1)).norm() ** 2)
-        return float(sum(parts))
+    def left_out(version: Version) -> float:
+        trained = version.trained(anchor)
+        with version.sent(anchor) as sent:
+            return sum(
+                float((trained[spec.name].reshape(-1) - sent(spec, 0, math.prod(spec.shape))).norm() ** 2)
+                for spec in anchor.manifest.ffn()
+            )
 
-    assert second.contribution.base == first.digest
-    assert distance(2) < distance(1)
+    one, two = (left_out(version) for version in Versions.of(home, anchor).all())
+    assert two < 0.95 * one
 
 
 def test_training_goes_on_from_the_last_admitted_version(make_home, coordinator) -> None:

@@ -112,13 +112,24 @@ def _candidate(
 ) -> _Candidate:
     anchor, base = yardstick.material.anchor, None if previous is None else previous.base
     with before(previous, anchor) as sent:
-        write_update(path, anchor, trained.ffn, trained.rows, settings, base=base, before=sent)
+        encoding = write_update(path, anchor, trained.ffn, trained.rows, settings, base=base, before=sent)
     if settings.method in _EXACT:
         return _Candidate(path=path, previous=previous, factor=None, loss=path.stat().st_size)
-    if tune and settings.surveyed and yardstick.tuning is not None:
-        factor, loss = tuned(lambda factor: yardstick.tuning_loss(path, previous, factor))
-        return _Candidate(path=path, previous=previous, factor=factor, loss=loss)
-    return _Candidate(path=path, previous=previous, factor=None, loss=yardstick.tuning_loss(path, previous, 1.0))
+    factor = encoding.factor if settings.surveyed else None
+    if factor is None or not tune or yardstick.tuning is None:
+        loss = yardstick.tuning_loss(path, previous, factor or 1.0)
+    else:
+        factor, loss = tuned(lambda each: yardstick.tuning_loss(path, previous, each), around=factor)
+    return _Candidate(path=path, previous=previous, factor=factor, loss=loss)
+
+
+def scoring_model(material: Material, home: OwnerHome) -> PreTrainedModel:
+    """The anchor on the owner's device, in no narrower a dtype than it is stored in."""
+    settings, anchor = home.config.training, material.anchor
+    stored = next(iter(anchor.ffn().values())).dtype
+    model = anchor.model(dtype=torch.promote_types(arithmetic_of(settings), stored))
+    model.to(device_of(settings))  # type: ignore[arg-type]
+    return model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,11 +148,7 @@ class Yardstick:
     @classmethod
     def of(cls, material: Material, home: OwnerHome) -> "Yardstick":
         """Load the anchor and cut the text; figures are of stored weights, so never in a narrower dtype."""
-        settings, anchor = home.config.training, material.anchor
-        stored = next(iter(anchor.ffn().values())).dtype
-        model = anchor.model(dtype=torch.promote_types(arithmetic_of(settings), stored))
-        model.to(device_of(settings))  # type: ignore[arg-type]
-        tokenizer = anchor.tokenizer()
+        settings, tokenizer = home.config.training, material.anchor.tokenizer()
 
         def cut(documents: list[str]) -> Windows:
             return windows_of(
@@ -151,7 +158,12 @@ class Yardstick:
         tuning, report = split(material.corpus.held_out)
         if home.config.codec.settings(home.charter.codec).method in _EXACT:
             tuning, report = [], list(material.corpus.held_out)
-        return cls(material=material, model=model, tuning=cut(tuning) if tuning else None, report=cut(report))
+        return cls(
+            material=material,
+            model=scoring_model(material, home),
+            tuning=cut(tuning) if tuning else None,
+            report=cut(report),
+        )
 
     @property
     def tuning_documents(self) -> int:

@@ -24,9 +24,9 @@ from motet.client.disclosure import disclosed
 from motet.client.evaluation import evaluate
 from motet.client.owner import OwnerHome
 from motet.client.packing import Packed, pack
-from motet.client.preparation import fetch_anchor, prepare
+from motet.client.preparation import Material, fetch_anchor, prepare
 from motet.client.spool import Job, Spool
-from motet.client.training import Progress, train
+from motet.client.training import Progress, TrainedExpert, train
 from motet.protocols.canonical import hex_of
 from motet.protocols.control import EvaluateRequest, Phase
 from motet.protocols.errors import FederationError, MotetError
@@ -82,8 +82,24 @@ def make_contribution(
 
     Raises:
         AnchorError, StatisticsError, DataError, TrainingError: the material or the training.
-        ExpertError, TransferError, StorageError: what came of it, or getting the anchor.
+        ExpertError, CodecError, TransferError, StorageError: what came of it, or getting the anchor.
     """
+    home.config.codec.settings(home.charter.codec)  # before hours of training, not after
+    material, trained = _trained(home, report, should_stop)
+    if trained is None:
+        return None
+    report(0.85, "encoding, measuring and packing the expert")
+    return pack(trained, material, home)
+
+
+def trained_expert(home: OwnerHome, *, report: Report = lambda share, line: None) -> tuple[Material, TrainedExpert]:
+    """The material and the expert trained from it, which is trained now unless that is done; raises the same."""
+    material, trained = _trained(home, report, lambda: False)
+    assert trained is not None  # noqa: S101 - nobody tells it to stop
+    return material, trained
+
+
+def _trained(home: OwnerHome, report: Report, should_stop: Callable[[], bool]) -> tuple[Material, TrainedExpert | None]:
     report(0.0, "reading the text and the anchor")
     fetch_anchor(home)
     material = prepare(home)
@@ -97,11 +113,7 @@ def make_contribution(
         )
 
     folder = home.work / "training" / hex_of(home.charter.digest)[:16]
-    trained = train(material, home.config.training, folder, on_progress=on_progress, should_stop=should_stop)
-    if trained is None:
-        return None
-    report(0.85, "measuring and packing the expert")
-    return pack(trained, material, home)
+    return material, train(material, home.config.training, folder, on_progress=on_progress, should_stop=should_stop)
 
 
 class _Stopped(Exception):  # noqa: N818 - ends a job from inside a callback, and goes no further than `_JobRun`

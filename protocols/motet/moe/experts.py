@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
 from motet.protocols.anchor_manifest import AnchorManifest
-from motet.protocols.codec import CodecSettings, UpdateReader, apply, encode
+from motet.protocols.codec import CodecSettings, Encoding, UpdateReader, apply, encode
 from motet.protocols.errors import ExpertError
 from motet.protocols.expert_files import (
     StoredTensors,
@@ -123,7 +123,7 @@ def write_update(
     *,
     base: Base | None = None,
     before: Before | None = None,
-) -> None:
+) -> Encoding:
     """Write the update that turns the anchor, or an earlier expert, into (nearly, see the module) `trained_ffn`.
 
     Args:
@@ -135,13 +135,16 @@ def write_update(
         base: the earlier expert that the update is applied to; None for the anchor.
         before: what the difference is taken against, when that is not what the update is applied to.
 
+    Returns:
+        What was written; its scales are those of the least squared error, not tuned.
+
     Raises:
         ExpertError: tensors or rows do not fit the anchor.
         CodecError: a value is not finite.
         StorageError: the disk is full.
     """
     with stored_tensors(anchor, base) as stored:
-        encode(
+        return encode(
             path,
             Difference(trained_ffn, rows, before or values_of(stored), anchor.manifest),
             update_specs(anchor.manifest),

@@ -1,0 +1,226 @@
+"""What every encoding costs and keeps, measured on an owner's own trained expert: `motet bench fidelity`.
+
+Scales are tuned on one part of the held-out text and the gain that survives is measured on the other, then the parts
+change places; the two figures are averaged by how much gain each part has. The last rows are of low-rank factors (the
+truncated singular value decomposition of each difference; PHLoRA, arXiv 2509.10971), relative to the same factors
+unquantised.
+
+    for row in fidelity(OwnerHome.load(Path("owner"))):
+        row.method, row.bits_per_parameter, row.gain_kept
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from motet.client.encoding import scoring_model
+from motet.client.owner import OwnerHome
+from motet.client.preparation import Material
+from motet.client.training import TrainedExpert
+from motet.client.tuning import split, tuned
+from motet.client.worker import trained_expert
+from motet.moe.experts import read_update, swap_ffn, write_update
+from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
+from motet.protocols.codec import CodecSettings, Method, UpdateReader, encode
+from motet.protocols.documents import Strict
+from motet.protocols.errors import DataError
+from motet.protocols.tensor_files import TensorSpec
+
+SETTINGS = (
+    CodecSettings(method="ternary", density=0.01, balance=0.75),
+    CodecSettings(method="ternary", density=0.05),
+    CodecSettings(method="ternary", density=0.05, balance=0.75),
+    CodecSettings(method="ternary", density=0.2),
+    CodecSettings(method="ternary", density=0.2, row_scales=True),
+    CodecSettings(method="ternary", density=0.2, balance=0.75),
+    CodecSettings(method="ternary", density=0.5, balance=0.75),
+    CodecSettings(method="levels", step=2.0),
+    CodecSettings(method="levels", step=1.0),
+    CodecSettings(method="int4"),
+    CodecSettings(method="int8"),
+    CodecSettings(method="lossless"),
+)
+RANKS = (8, 32)
+
+Networks = Mapping[str, Tensor]
+
+
+class FidelityRow(Strict):
+    """One encoding of one expert."""
+
+    method: Method
+    options: str
+    bits_per_parameter: float
+    """The file over the parameters of the expert's matrices, routing rows and header included; for low rank, the
+    factors' file over the parameters of the factors."""
+    gain_kept: float
+    """The share of the gain in bits per byte that is left; for low rank, of the gain of the factors unquantised."""
+    factor: float | None
+    """What the scales were multiplied with, the mean over both parts; None if there is nothing to tune."""
+
+
+class Part:
+    """One half of the held-out text, and what the expert gains there."""
+
+    def __init__(self, windows: Windows, score: Callable[[Networks | None, Windows], float], trained: Networks) -> None:
+        self.windows = windows
+        self.anchor, self.trained = score(None, windows), score(trained, windows)
+        self.weight = (self.anchor - self.trained) * sum(windows.sizes)
+
+
+def fidelity(
+    home: OwnerHome, *, tell: Callable[[str], None] = lambda line: None, folder: Path | None = None
+) -> Iterator[FidelityRow]:
+    """Measure every encoding; trains the expert first unless that is done.
+
+    Args:
+        home: the owner's home.
+        tell: told what is measured next.
+        folder: where temporary files go; the system's when None.
+
+    Raises:
+        DataError: fewer than two documents are held out.
+        MotetError: as training raises it.
+    """
+    material, trained = trained_expert(home, report=lambda share, line: tell(line))
+    with tempfile.TemporaryDirectory(prefix="motet-fidelity-", dir=folder) as work:
+        bench = _Bench(home, material, trained, Path(work))
+        for settings in SETTINGS:
+            tell(f"{settings.method} {_options(settings)}")
+            yield bench.row(settings)
+        for rank in RANKS:
+            for method in ("int4", "int8"):
+                tell(f"{method}, rank {rank}")
+                yield bench.low_rank(rank, CodecSettings(method=method))
+
+
+class _Bench:
+    def __init__(self, home: OwnerHome, material: Material, trained: TrainedExpert, work: Path) -> None:
+        self._material, self._trained, self._work = material, trained, work
+        self._model = scoring_model(material, home)
+        settings, halves = home.config.training, split(material.corpus.held_out, at_most=None)
+        if not all(halves):
+            raise DataError("saw one held-out document, wanted two at least; hold out more under [data]")
+        self._parts = [
+            Part(
+                windows_of(
+                    material.anchor.tokenizer(),
+                    half,
+                    sequence_length=settings.sequence_length,
+                    batch_size=settings.batch_size,
+                ),
+                self._score,
+                trained.ffn,
+            )
+            for half in halves
+        ]
+        self._parameters = sum(tensor.numel() for tensor in trained.ffn.values())
+
+    def row(self, settings: CodecSettings) -> FidelityRow:
+        """One encoding of the whole expert."""
+        path, anchor = self._work / "update", self._material.anchor
+        made = write_update(path, anchor, self._trained.ffn, self._trained.rows, settings)
+        experts: dict[float, Networks] = {}
+
+        def expert(factor: float) -> Networks:
+            if factor not in experts:
+                experts.clear()
+                experts[factor] = read_update(path, anchor, name="", contribution="", factor=factor).ffn
+            return experts[factor]
+
+        factors = [1.0, 1.0]
+        if settings.surveyed:
+            factors = [
+                tuned(lambda f, part=part: self._score(expert(f), part.windows), around=made.factor)[0]  # type: ignore[misc]
+                for part in self._parts
+            ]
+        kept = self._kept([expert(factor) for factor in factors])
+        return FidelityRow(
+            method=settings.method,
+            options=_options(settings),
+            bits_per_parameter=8 * path.stat().st_size / self._parameters,
+            gain_kept=kept,
+            factor=math.fsum(factors) / 2 if settings.surveyed else None,
+        )
+
+    def low_rank(self, rank: int, settings: CodecSettings) -> FidelityRow:
+        """The expert's differences at a rank, their factors encoded, against the same factors unquantised."""
+        factors = _factors(self._material, self._trained.ffn, rank)
+        specs = [TensorSpec(name=name, dtype="F32", shape=tuple(factor.shape)) for name, factor in factors.items()]
+        path = self._work / "factors"
+        encode(path, _Memory(factors), specs, settings, anchor=self._material.anchor.digest)
+        with UpdateReader(path, wanted=specs) as update:
+            read = {spec.name: torch.from_numpy(update.tensor(spec.name)) for spec in specs}
+        plain, quantised = (self._product(each) for each in (factors, read))
+        return FidelityRow(
+            method=settings.method,
+            options=f"rank {rank}",
+            bits_per_parameter=8 * path.stat().st_size / sum(factor.numel() for factor in factors.values()),
+            gain_kept=self._kept([quantised] * 2) / self._kept([plain] * 2),
+            factor=None,
+        )
+
+    def _kept(self, experts: list[Networks]) -> float:
+        """The share of the gain that is left; the first expert was tuned on the first part, and counts on the second."""
+        kept = 0.0
+        for expert, part in zip(experts, reversed(self._parts), strict=True):
+            gain = part.anchor - self._score(expert, part.windows)
+            kept += part.weight * gain / (part.anchor - part.trained)
+        return kept / sum(part.weight for part in self._parts)
+
+    def _score(self, ffn: Networks | None, windows: Windows) -> float:
+        if ffn is None:
+            return bits_per_byte(score_windows(self._model, windows))
+        with swap_ffn(self._model, ffn):
+            return bits_per_byte(score_windows(self._model, windows))
+
+    def _product(self, factors: Networks) -> dict[str, Tensor]:
+        """The expert that factors make: in the anchor's dtype, as an update would."""
+        return {
+            name: (tensor.float() + factors[f"{name}.b"] @ factors[f"{name}.a"]).to(tensor.dtype)
+            for name, tensor in self._material.anchor.ffn().items()
+        }
+
+
+class _Memory:
+    """Tensors in memory as a codec source."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
+        """See `motet.protocols.codec.Source`."""
+        values: NDArray[Any] = self._tensors[spec.name].reshape(-1)[start : start + count].numpy()
+        return values
+
+
+def _factors(material: Material, trained: Networks, rank: int) -> dict[str, Tensor]:
+    """Each difference's best approximation of a rank, its singular values shared between both factors."""
+    factors = {}
+    for name, tensor in material.anchor.ffn().items():
+        u, s, v = torch.linalg.svd(trained[name].float() - tensor.float(), full_matrices=False)
+        root = s[:rank].sqrt()
+        factors[f"{name}.a"] = (root[:, None] * v[:rank]).contiguous()
+        factors[f"{name}.b"] = (u[:, :rank] * root).contiguous()
+    return factors
+
+
+def _options(settings: CodecSettings) -> str:
+    match settings.method:
+        case "ternary":
+            parts = [f"k = {100 * settings.density:g} %"]
+            parts += [f"balance {settings.balance:g}"] if settings.balance else []
+            parts += ["row scales"] if settings.row_scales else []
+            return ", ".join(parts)
+        case "levels":
+            return f"step {settings.step:g}"
+        case "int8" | "int4":
+            return f"blocks of {settings.block}"
+        case "lossless" | "raw":
+            return ""
