@@ -167,7 +167,7 @@ class _Bench:
         )
 
     def _kept(self, experts: list[Networks]) -> float:
-        """The share of the gain that is left; the first expert was tuned on the first part, and counts on the second."""
+        """The share of the gain left; the first expert was tuned on the first part, and counts on the second."""
         kept = 0.0
         for expert, part in zip(experts, reversed(self._parts), strict=True):
             gain = part.anchor - self._score(expert, part.windows)
