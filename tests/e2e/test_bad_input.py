@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from motet.protocols.contribution import Contribution
+from motet.protocols.codec import Header, TensorHeader, UpdateReader
+from motet.protocols.codec.frames import FrameWriter
+from motet.protocols.container import UPDATE_NAME, write_container
+from motet.protocols.contribution import CodecRecord, Contribution
 from motet.protocols.signing import Signed, SigningKey, seal
 
 pytestmark = pytest.mark.slow
@@ -20,22 +23,58 @@ def key_of(home: Path) -> SigningKey:
 
 def forge(stage, of: str, *, change: Callable[[dict], None] | None = None, **fields: object) -> Path:
     """A file that the owner signed, whose manifest or tensors are not as they should be."""
-    from safetensors.torch import load_file, save_file
-
     from motet.protocols.canonical import file_digest
-    from motet.protocols.container import write_container
 
-    outbox, update = stage.outbox(of), stage.root / "forged.safetensors"
-    shutil.copyfile(outbox / "update.safetensors", update)
+    outbox, update = stage.outbox(of), stage.root / "forged.motetup"
+    shutil.copyfile(outbox / UPDATE_NAME, update)
+    described: dict[str, object] = {}
     if change is not None:
-        tensors = load_file(update)
+        tensors, anchor = read_tensors(update)
         change(tensors)
-        save_file(tensors, update)
+        write_tensors(update, tensors, anchor)
+        described["codec"] = CodecRecord(method="raw")
     manifest = Signed.parse((outbox / "contribution.json").read_bytes()).open(Contribution)
-    described = {"update": file_digest(update), "update_bytes": update.stat().st_size}
+    described |= {"update": file_digest(update), "update_bytes": update.stat().st_size}
     signed = seal(manifest.model_copy(update=described | fields), key_of(stage.owner(of)))
     write_container(stage.root / "forged.motet", signed, update)
     return stage.root / "forged.motet"
+
+
+def read_tensors(update: Path) -> tuple[dict, str]:
+    """An update's tensors, bf16 as their bits, and the digest of its anchor."""
+    from motet.protocols.codec.changes import narrow
+
+    with UpdateReader(update) as reader:
+        return {spec.name: narrow(reader.tensor(spec.name), spec.dtype) for spec in reader.specs}, reader.header.anchor
+
+
+def write_tensors(update: Path, tensors: dict, anchor: str) -> None:
+    """A raw update file of whatever there is: none of an encoder's scruples."""
+    described = {
+        "name": "",
+        "dtype": "",
+        "shape": (),
+        "method": "raw",
+        "scale": None,
+        "row_scales": None,
+        "block": None,
+    }
+    headers = [
+        TensorHeader.model_construct(
+            **described | {"name": name, "dtype": DTYPES[str(tensor.dtype)], "shape": tensor.shape}
+        )
+        for name, tensor in tensors.items()
+    ]
+    empty = Header(anchor=anchor, tensors=())
+    header = Header.model_construct(**dict(empty) | {"tensors": tuple(headers)})
+    update.unlink()
+    with FrameWriter(update, header) as writer:
+        for index, tensor, span in header.spans():
+            values = tensors[tensor.name].reshape(-1)[span.start : span.start + span.count]
+            writer.write(index, span.number, values.tobytes())
+
+
+DTYPES = {"uint16": "BF16", "float32": "F32"}
 
 
 def one_tensor(tensors: dict) -> str:
@@ -43,15 +82,15 @@ def one_tensor(tensors: dict) -> str:
 
 
 def poison(tensors: dict) -> None:
-    tensors[one_tensor(tensors)][0, 0] = float("nan")
+    tensors[one_tensor(tensors)][0, 0] = 0x7FC0
 
 
 def crop(tensors: dict) -> None:
-    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)][1:].clone()
+    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)][1:]
 
 
 def widen(tensors: dict) -> None:
-    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)].float()
+    tensors[one_tensor(tensors)] = tensors[one_tensor(tensors)].astype("float32")
 
 
 def drop(tensors: dict) -> None:
@@ -59,11 +98,11 @@ def drop(tensors: dict) -> None:
 
 
 def add(tensors: dict) -> None:
-    tensors["model.embed_tokens.weight"] = tensors[one_tensor(tensors)].clone()
+    tensors["model.embed_tokens.weight"] = tensors[one_tensor(tensors)]
 
 
 def escape(tensors: dict) -> None:
-    tensors["../../etc/passwd"] = tensors[one_tensor(tensors)].clone()
+    tensors["../../etc/passwd"] = tensors[one_tensor(tensors)]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +141,8 @@ def test_a_refused_file_says_why_to_people_too(trained, on_stage) -> None:
         ("charter", "sha256:" + "1" * 64, "wrong-charter"),
         ("anchor", "sha256:" + "1" * 64, "wrong-anchor"),
         ("name", "surgery", "wrong-name"),
+        ("base", "sha256:" + "1" * 64, "wrong-base"),
+        ("codec", CodecRecord(method="int4"), "wrong-method"),
     ],
 )
 def test_a_manifest_for_something_else_is_refused(trained, on_stage, field, value, reason) -> None:
@@ -175,10 +216,10 @@ def test_a_damaged_file_is_refused_and_the_good_one_admitted(trained, on_stage, 
 def test_an_update_that_changed_in_the_outbox_is_not_sent(trained, on_stage) -> None:
     stage = on_stage(trained)
     stage.serve()
-    tamper(stage.outbox("medicine") / "update.safetensors", -5000)
+    tamper(stage.outbox("medicine") / UPDATE_NAME, -5000)
     changed = stage.here("contribute", "--dir", stage.owner("medicine"), "--yes", code=9)
     assert "pack and sign the contribution again" in changed.message
-    cut(stage.outbox("medicine") / "update.safetensors", -5000)
+    cut(stage.outbox("medicine") / UPDATE_NAME, -5000)
     assert "again" in stage.here("contribute", "--dir", stage.owner("medicine"), "--yes", code=9).message
 
 
