@@ -230,9 +230,10 @@ def _rows_of(tensors: Mapping[str, Tensor], manifest: AnchorManifest) -> Routing
     return RoutingRows(weight=weight, bias=bias)
 
 
-def _tensor_of(data: bytes, dtype: str) -> Tensor:
-    """Raw bytes as a tensor of its own memory."""
-    return torch.frombuffer(bytearray(data), dtype=_TORCH_DTYPES[dtype])
+def _tensor_of(data: bytes | bytearray, dtype: str) -> Tensor:
+    """Raw bytes as a tensor: in memory of its own, or in a bytearray's, which is given away."""
+    owned = data if isinstance(data, bytearray) else bytearray(data)
+    return torch.frombuffer(owned, dtype=_TORCH_DTYPES[dtype])
 
 
 def _require_rows(rows: RoutingRows, manifest: AnchorManifest) -> None:

@@ -90,12 +90,12 @@ class StoredTensors:
             require_specs(path, reader, expert_specs(manifest))
         return cls({spec.name: path for spec in manifest.ffn()})
 
-    def __call__(self, spec: TensorSpec, start: int, count: int) -> bytes:
-        """Raw bytes, as `codec.apply` asks for them."""
-        size = bytes_of(spec, count)
-        if ".router." in spec.name:
-            return bytes(size)
-        return self._readers[spec.name].slice(spec.name, bytes_of(spec, start), size)
+    def __call__(self, spec: TensorSpec, start: int, count: int) -> bytearray:
+        """Raw bytes of their own, as `codec.apply` asks for them."""
+        found = bytearray(bytes_of(spec, count))
+        if ".router." not in spec.name:
+            self._readers[spec.name].slice_into(spec.name, bytes_of(spec, start), found)
+        return found
 
     def __enter__(self) -> Self:
         return self

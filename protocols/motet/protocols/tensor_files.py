@@ -182,22 +182,33 @@ class TensorReader:
         while position < end:
             chunk = os.pread(self._file.fileno(), min(size, end - position), position)
             if not chunk:
-                raise TensorFileError(f"{self.path}: ended inside {name}; it was cut while open, fetch it again")
+                raise self._cut(name)
             position += len(chunk)
             yield chunk
 
     def slice(self, name: str, start: int, size: int) -> bytes:
         """`size` raw little-endian bytes of one tensor, from its byte `start` on. Safe from several threads."""
+        data = os.pread(self._file.fileno(), size, self._place(name, start, size))
+        if len(data) != size:
+            raise self._cut(name)
+        return data
+
+    def slice_into(self, name: str, start: int, target: bytearray) -> None:
+        """The same into `target`, as many bytes as it has."""
+        if os.preadv(self._file.fileno(), [target], self._place(name, start, len(target))) != len(target):
+            raise self._cut(name)
+
+    def _place(self, name: str, start: int, size: int) -> int:
         stored = self._stored(name)
         if not 0 <= start <= start + size <= stored.spec.nbytes:
             raise TensorFileError(
                 f"{self.path}: {name}: saw bytes {start} to {start + size} asked for, wanted some of its "
                 f"{stored.spec.nbytes}"
             )
-        data = os.pread(self._file.fileno(), size, stored.offset + start)
-        if len(data) != size:
-            raise TensorFileError(f"{self.path}: ended inside {name}; it was cut while open, fetch it again")
-        return data
+        return stored.offset + start
+
+    def _cut(self, name: str) -> TensorFileError:
+        return TensorFileError(f"{self.path}: ended inside {name}; it was cut while open, fetch it again")
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own, with the dtype that the file gives it."""

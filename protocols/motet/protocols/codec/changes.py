@@ -73,10 +73,13 @@ class Change(ABC):
     def add_to(self, stored: bytes | bytearray | memoryview, dtype: str) -> Words:
         """The expert's values, in the dtype of `stored`, which holds the anchor's values of this chunk.
 
+        A bytearray is given away: it is changed in place and is the result's memory. Anything else stays as it is.
+
         Raises:
             CodecError: a value is not finite afterwards, or `stored` has another size.
         """
-        words = words_of(stored, dtype).copy()
+        words = words_of(stored, dtype)
+        words = words if isinstance(stored, bytearray) else words.copy()
         if len(words) != self.count:
             raise CodecError(f"{self.where}: saw {len(words)} values to change, wanted {self.count}; use the anchor")
         self._add(words, dtype)

@@ -27,7 +27,8 @@ from motet.protocols.errors import CodecError
 from motet.protocols.tensor_files import TensorSpec
 
 Stored = Callable[[TensorSpec, int, int], bytes | bytearray | memoryview]
-"""The raw bytes of `count` values of a tensor from the flat index `start` on. Called from several threads at once."""
+"""The raw bytes of `count` values of a tensor from the flat index `start` on; a bytearray is taken over and changed.
+Called from several threads at once."""
 
 
 class UpdateReader:
