@@ -270,14 +270,18 @@ def test_pack_takes_the_difference_of_weights(motet: Motet, manifest, anchor_dir
         assert np.array_equal(each, wanted[name])
 
 
-def test_pack_multiplies_the_scales(motet: Motet, difference, anchor_directory, tmp_path: Path) -> None:
-    options = ("--anchor", anchor_directory, "--method", "ternary")
-    motet("pack", difference, "--out", tmp_path / "one", *options)
-    motet("pack", difference, "--out", tmp_path / "three", "--scale-factor", "3", *options)
+def test_pack_multiplies_the_scales(motet: Motet, difference, manifest, anchor_directory, tmp_path: Path) -> None:
+    options = ("--anchor", anchor_directory, "--method", "ternary", "--json")
+    for name, factor in (("one", ("--scale-factor", "1")), ("three", ("--scale-factor", "3")), ("own", ())):
+        found = json.loads(motet("pack", difference, "--out", tmp_path / name, *options, *factor))
+        assert found["scale_factor"] > 1.2 if name == "own" else found["scale_factor"] == float(factor[-1])
     with UpdateReader(tmp_path / "one") as one, UpdateReader(tmp_path / "three") as three:
         assert np.array_equal(three.tensor(GATE) != 0, one.tensor(GATE) != 0)
         assert three.tensor(GATE) == pytest.approx(3 * one.tensor(GATE), rel=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["difference.safetensors", "one", "three"]
+        kept = one.tensor(GATE).reshape(-1) != 0
+        magnitude = np.abs(values(difference)[GATE])[kept].mean()  # the least squared error
+        assert np.abs(one.tensor(GATE)).max() == pytest.approx(magnitude, rel=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["difference.safetensors", "one", "own", "three"]
 
 
 @pytest.mark.parametrize("change", ["less", "more", "shape", "dtype"])
@@ -328,7 +332,15 @@ def test_nothing_is_overwritten_unasked(motet: Motet, difference, update, anchor
 
 
 @pytest.mark.parametrize(
-    "options", [("--density", "0"), ("--method", "zip"), ("--block", "3"), ("--scale-factor", "2"), ("--step", "nan")]
+    "options",
+    [
+        ("--density", "0"),
+        ("--method", "zip"),
+        ("--block", "3"),
+        ("--scale-factor", "2"),
+        ("--step", "nan"),
+        ("--balance", "2"),
+    ],
 )
 def test_a_wrong_option_is_a_wrong_call(motet: Motet, difference, anchor_directory, tmp_path: Path, options) -> None:
     said = motet("pack", difference, "--anchor", anchor_directory, "--out", tmp_path / "u", *options, code=2)

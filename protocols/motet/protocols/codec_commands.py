@@ -99,12 +99,19 @@ def pack(
     ] = False,
     method: Annotated[Method, typer.Option(help="How the two-dimensional tensors travel.")] = "lossless",
     density: Annotated[float, typer.Option(help="ternary: the share of values kept.")] = 0.2,
+    balance: Annotated[
+        float, typer.Option(help="ternary: how far small rows compete on one footing with large ones, 0 to 1.")
+    ] = 0.0,
     row_scales: Annotated[bool, typer.Option("--row-scales", help="ternary: a scale for each row.")] = False,
     step: Annotated[float, typer.Option(help="levels: their distance, in units of the root mean square.")] = 1.0,
     block: Annotated[int, typer.Option(help="int8 and int4: how many values share a scale.")] = 64,
     scale_factor: Annotated[
-        float, typer.Option(help="ternary and levels: every scale is multiplied with this, as tuning found it.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="ternary and levels: what tuning found, every scale is multiplied with it; 1 is the least squared "
+            "error, and if not given the values suggest one."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Encode and report, and keep nothing.")] = False,
     force: Force = False,
     as_json: Json = False,
@@ -114,17 +121,18 @@ def pack(
     from motet.protocols.codec import describe
     from motet.protocols.update_files import pack as write
 
-    options = {"density": density, "row_scales": row_scales, "step": step, "block": block}
+    options = {"density": density, "balance": balance, "row_scales": row_scales, "step": step, "block": block}
     settings = _settings(method, options, scale_factor)
     with _target(out, dry_run=dry_run, force=force) as target:
         manifest = _manifest(anchor)
         with _source(source, anchor, manifest, weights=weights) as values:
             progress = progress_line("packing", "values")
-            write(values, manifest, target, settings, scale_factor=scale_factor, on_progress=progress)
+            factor = write(values, manifest, target, settings, scale_factor=scale_factor, on_progress=progress)
         description = describe(target, on_progress=progress_line("decoding", "values"))
-    found = description.model_dump(mode="json") | {"file": None if dry_run else str(out)}
+    found = description.model_dump(mode="json") | {"file": None if dry_run else str(out), "scale_factor": factor}
+    lines = [*update_lines.summary(description), *([] if factor is None else [f"scales       times {factor:.3f}"])]
     ending = "dry run: nothing was kept" if dry_run else f"wrote        {out}"
-    show(found, as_json=as_json, lines=[*update_lines.summary(description), ending])
+    show(found, as_json=as_json, lines=[*lines, ending])
 
 
 def unpack(
@@ -158,7 +166,7 @@ def unpack(
     show(found, as_json=as_json, lines=[f"wrote {out}, {found['bytes']:,} bytes: the {found['holds']}"])
 
 
-def _settings(method: Method, options: dict[str, Any], scale_factor: float) -> "CodecSettings":
+def _settings(method: Method, options: dict[str, Any], scale_factor: float | None) -> "CodecSettings":
     from pydantic import ValidationError
 
     from motet.protocols.codec import CodecSettings
@@ -168,11 +176,9 @@ def _settings(method: Method, options: dict[str, Any], scale_factor: float) -> "
         settings = CodecSettings(method=method, **options)
     except ValidationError as error:
         raise typer.BadParameter(f"{first_problem(error)}; see `motet pack --help`") from error
-    if scale_factor != 1.0 and not settings.surveyed:
-        raise typer.BadParameter(
-            f"{method} has no scales; leave it out, or pack ternary or levels", param_hint="--scale-factor"
-        )
-    if not 0 < scale_factor < float("inf"):
+    if scale_factor is not None and not settings.surveyed:
+        raise typer.BadParameter(f"{method} has no scales: leave it out", param_hint="--scale-factor")
+    if scale_factor is not None and not 0 < scale_factor < float("inf"):
         raise typer.BadParameter(f"saw {scale_factor}, wanted a number above 0", param_hint="--scale-factor")
     return settings
 

@@ -135,21 +135,39 @@ def pack(
     out: Path,
     settings: CodecSettings,
     *,
-    scale_factor: float = 1.0,
+    scale_factor: float | None = None,
     on_progress: Progress = _silent,
-) -> None:
-    """Write an update to an anchor, every scale times `scale_factor`. Raises as `codec.encode` and `rescale` do."""
+) -> float | None:
+    """Write an update to an anchor.
+
+    Args:
+        source: the differences.
+        manifest: the anchor's.
+        out: the file.
+        settings: the method and its options.
+        scale_factor: what every scale is multiplied with; None is what the survey of the values suggests
+            (`codec.encoder.Encoding`), 1 the least squared error. For ternary and levels only.
+        on_progress: told how many values are done, of how many.
+
+    Returns:
+        The factor taken; None for a method without scales to choose.
+
+    Raises:
+        CodecError, StorageError: as `codec.encode` and `codec.rescale` do.
+    """
     specs = update_specs(manifest)
-    if scale_factor == 1.0:
+    if not settings.surveyed:
         encode(out, source, specs, settings, anchor=manifest.digest, on_progress=on_progress)
-        return
+        return None
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=".motet-")
     with staging as folder:
         plain = Path(folder) / out.name
-        encode(plain, source, specs, settings, anchor=manifest.digest, on_progress=on_progress)
-        rescale(plain, out, scale_factor)
+        written = encode(plain, source, specs, settings, anchor=manifest.digest, on_progress=on_progress)
+        factor = written.factor if scale_factor is None else scale_factor
+        rescale(plain, out, factor)
+        return factor
 
 
 class _TensorFile:
