@@ -103,7 +103,7 @@ def read_header(text: bytes) -> dict[str, Any]:
     for tensor in header["tensors"]:
         check_tensor(tensor)
     need(len({tensor["name"] for tensor in header["tensors"]}) == len(header["tensors"]), "names")
-    need(sum(len(chunks(tensor, header["chunk_values"])) for tensor in header["tensors"]) <= 1 << 17, "chunks")
+    need(sum(len(chunks(tensor, header["chunk_values"])) for tensor in header["tensors"]) <= 1 << 16, "chunks")
     return header
 
 
@@ -138,7 +138,7 @@ def chunks(tensor: dict[str, Any], chunk_values: int) -> list[tuple[int, int]] |
     if not values:
         return []
     rows, step = values // columns, max(1, chunk_values // columns)
-    if rows // step > 1 << 17:
+    if rows // step > 1 << 16:
         return range(rows // step)
     return [(min(step, rows - first), columns) for first in range(0, rows, step)]
 

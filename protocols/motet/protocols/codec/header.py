@@ -26,8 +26,8 @@ CHUNK_VALUES = 1 << 22
 """Values in a chunk unless a row is longer: 8 MiB of bf16, so that a chunk's own tables weigh next to nothing."""
 MAX_CHUNK_VALUES = 1 << 22
 """Also the longest row. What a chunk may ask of a decoder's memory follows from it."""
-MAX_CHUNKS = 1 << 17
-"""Chunks in a file: a hundred times those of a model of 7B parameters, and found in a second."""
+MAX_CHUNKS = 1 << 16
+"""Chunks in a file: sixty times those of a model of 7B parameters, and found in half a second."""
 MAX_TENSORS = 8192
 MAX_TENSOR_VALUES = 1 << 40
 MAX_HEADER_BYTES = 1 << 20

@@ -118,7 +118,7 @@ def decode(payload: bytes, span: Span, tensor: TensorHeader, kernels: Kernels, *
     flags = cursor.u8("flags", most=ROW_SCALES | CLASS_MAP)
     if bool(flags & ROW_SCALES) != bool(tensor.row_scales):
         raise cursor.problem(f"saw flags {flags}, wanted row scales as the header says")
-    scales = _read_row_scales(cursor, span) if flags & ROW_SCALES else None
+    codes = np.frombuffer(_section(cursor, span.rows, "row scales"), np.uint8) if flags & ROW_SCALES else None
     positions, multiples = [], []
     for label, rows in _read_classes(cursor, span) if flags & CLASS_MAP else [(None, None)]:
         found, signed = _read_band(cursor, span.rows if rows is None else len(rows), span.columns, tensor, kernels)
@@ -130,8 +130,8 @@ def decode(payload: bytes, span: Span, tensor: TensorHeader, kernels: Kernels, *
     cursor.end()
     at, changes = _joined(positions), _joined(multiples)
     changes *= np.float32(tensor.scale)
-    if scales is not None:
-        _take_row_scales(cursor, changes, at, scales, span)
+    if codes is not None:
+        _take_row_scales(cursor, changes, at, codes, span)
     change = SparseChange(
         start=span.start, count=span.count, where=where, positions=at, changes=changes, kernels=kernels
     )
@@ -194,16 +194,11 @@ def _sized(data: bytes) -> list[bytes]:
     return [struct.pack("<I", len(data)), data]
 
 
-def _read_row_scales(cursor: Cursor, span: Span) -> NDArray[np.float32]:
-    """Each row's scale relative to the tensor's, 0 for a row that keeps nothing."""
-    return ROW_SCALE_OF_CODE[np.frombuffer(_section(cursor, span.rows, "row scales"), np.uint8)]
-
-
 def _take_row_scales(
     cursor: Cursor,
     changes: NDArray[np.float32],
     positions: NDArray[np.int32],
-    scales: NDArray[np.float32],
+    codes: NDArray[np.uint8],
     span: Span,
 ) -> None:
     """Multiply each change by its row's scale, in place; a row has one exactly if it keeps anything."""
@@ -211,17 +206,14 @@ def _take_row_scales(
     for part in _slabs(len(positions)):
         rows = positions[part] // span.columns
         keeps[rows] = True
-        with np.errstate(over="ignore"):  # an infinite change is refused with all that are too large
-            changes[part] *= scales[rows]
-    if (keeps != (scales > 0)).any():
+        changes[part] *= ROW_SCALE_OF_CODE[codes[rows]]
+    if (keeps != (codes > 0)).any():
         raise cursor.problem("saw a row scale without a kept value in its row, or the reverse")
 
 
 def _read_classes(cursor: Cursor, span: Span) -> list[tuple[int, NDArray[np.int32]]]:
     """Each class and its rows, ascending."""
-    size = cursor.u32("bytes of class map", most=most_deflated(span.rows))
-    packed = cursor.take(size, "class map")
-    classes = np.frombuffer(inflate(packed, span.rows, where=f"{cursor.where}: class map"), np.uint8)
+    classes = np.frombuffer(_section(cursor, span.rows, "class map"), np.uint8)
     labels = np.unique(classes)
     if len(labels) < 2:
         raise cursor.problem("saw a class map with one class, wanted none at all then")
@@ -229,9 +221,10 @@ def _read_classes(cursor: Cursor, span: Span) -> list[tuple[int, NDArray[np.int3
 
 
 def _check_class(cursor: Cursor, positions: NDArray[np.int32], rows: int, columns: int, label: int | None) -> None:
-    ends = np.searchsorted(positions, np.arange(rows + 1, dtype=np.int32) * np.int32(columns))
-    if (class_of(np.diff(ends)) != label).any():
-        raise cursor.problem(f"saw a row in class {label} that keeps another number of values")
+    for part in _slabs(rows):
+        starts = np.arange(part.start, min(part.stop, rows) + 1, dtype=np.int32) * np.int32(columns)
+        if (class_of(np.diff(np.searchsorted(positions, starts))) != label).any():
+            raise cursor.problem(f"saw a row in class {label} that keeps another number of values")
 
 
 def _to_chunk(positions: NDArray[np.int32], rows: NDArray[np.int32], columns: int) -> None:
