@@ -1,16 +1,33 @@
 """A disk that is full, simulated by the largest size a file may have: an error that says so, and the next call goes on.
 
-The limit is below the sizes of update, expert, composite and checkpoint, and above those of documents and ledger.
+The limit is below the sizes of raw update, expert, composite and checkpoint, and above those of documents and ledger.
 """
 
 import shutil
 
 import pytest
 
+from motet.protocols.container import UPDATE_NAME
+
 pytestmark = pytest.mark.slow
 
 FULL = 300_000
-"""Bytes: the update has 788,480, the store's expert as many, the checkpoint over three million."""
+"""Bytes: the store's expert has 788,480, a raw update as many, the checkpoint over three million."""
+
+
+def train_raw(stage, name: str) -> None:
+    """Let an owner's update be as large as the expert."""
+    import tomllib
+
+    import tomli_w
+
+    home = stage.owner(name)
+    settings = tomllib.loads((home / "owner.toml").read_text())
+    settings.setdefault("codec", {})["method"] = "raw"
+    (home / "owner.toml").write_text(tomli_w.dumps(settings))
+    shutil.rmtree(home / "outbox")
+    stage.here("train", "--dir", home)
+    assert (stage.outbox(name) / UPDATE_NAME).stat().st_size > FULL
 
 
 def test_training_keeps_what_was_complete(trained, on_stage) -> None:
@@ -26,8 +43,8 @@ def test_training_keeps_what_was_complete(trained, on_stage) -> None:
 
 def test_writing_a_contribution_to_a_file(trained, on_stage) -> None:
     stage = on_stage(trained)
-    file = stage.root / "again.motet"
-    full = stage.motet("contribute", "--dir", stage.owner("medicine"), "--to", file, "--yes", file_bytes=FULL, code=16)
+    file, half = stage.root / "again.motet", (stage.outbox("medicine") / UPDATE_NAME).stat().st_size // 2
+    full = stage.motet("contribute", "--dir", stage.owner("medicine"), "--to", file, "--yes", file_bytes=half, code=16)
     assert str(file) in full.message
     assert "free space" in full.message
     assert not list(stage.root.glob("*again.motet*"))
@@ -37,6 +54,7 @@ def test_writing_a_contribution_to_a_file(trained, on_stage) -> None:
 
 def test_the_coordinators_disk_while_an_owner_sends(trained, on_stage) -> None:
     stage = on_stage(trained)
+    train_raw(stage, "medicine")
     server = stage.serve(file_bytes=FULL)
     owner = stage.owner("medicine")
     full = stage.here("contribute", "--dir", owner, "--yes", code=9)

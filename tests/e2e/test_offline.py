@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from motet.protocols.container import UPDATE_NAME
+
 pytestmark = pytest.mark.slow
 
 
@@ -104,7 +106,7 @@ def test_nothing_leaves_without_consent(trained, on_stage, monkeypatch: pytest.M
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     asked = stage.here("contribute", "--dir", stage.owner("medicine"), "--to", file, code=130)
     assert asked.out == ""
-    assert "788,480 bytes" in asked.err
+    assert f"{(stage.outbox('medicine') / UPDATE_NAME).stat().st_size:,} bytes" in asked.err
     assert "stays here" in asked.err
     assert not file.exists()
     dry = stage.here("contribute", "--dir", stage.owner("medicine"), "--dry-run", "--json").json
