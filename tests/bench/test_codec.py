@@ -138,6 +138,15 @@ def test_rooms_share_one_group() -> None:
     assert bench_group(typer.Typer()) is not group
 
 
+def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "codec", "--help"]) == 0
+    said = capsys.readouterr().out
+    for each in (*MEASURED, "--params", "--tmp", "--json", "fsync", "SHA-256"):
+        assert each in said, each
+    assert run(["bench", "--help"]) == 0
+    assert "codec" in capsys.readouterr().out
+
+
 def test_measuring_needs_no_torch() -> None:
     code = "import sys, motet.bench.measure, motet.bench.run, motet.bench.commands\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,12 +39,15 @@ def codec(
 ) -> None:
     """Measure what the codec costs and buys: bits per parameter against the bound H(k)+k, speed, memory.
 
-    The input is Gaussian bf16 differences at independent positions, seed 0, in a file. Encoding counts reading it
-    (twice, where a threshold is found first) and writing the update, fsync included. Decoding counts reading the update
-    and an anchor and making every value of the expert, which is not written. Two threads; MB/s are 10^6 bytes of bf16
-    input a second, and "x sha" is that over SHA-256 on one thread, hashed in between, its reading not counted.
-    Extra memory is the peak over what the process had after a small update went both ways. Each row is measured in a
-    process of its own, and is the median of up to three rounds. zstd-3 is given the ternary update as dense bf16 and,
+    The input is Gaussian bf16 differences at independent positions, seed 0, in
+    a file. Encoding counts reading it (twice, where a threshold is found first)
+    and writing the update, fsync included. Decoding counts reading the update
+    and an anchor and making every value of the expert, which is not written.
+    Two threads; MB/s are 10^6 bytes of bf16 input a second, and "x sha" is that
+    over SHA-256 on one thread, hashed in between, its reading not counted.
+    Extra memory is the peak over what the process had after a small update went
+    both ways. Each row is measured in a process of its own, and is the median
+    of up to three rounds. zstd-3 is given the ternary update as dense bf16 and,
     without a density, the differences; 2-bit the ternary update.
     """
     from motet.bench.rows import MEASURED
