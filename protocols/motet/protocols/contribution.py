@@ -65,9 +65,9 @@ class CodecRecord(Strict):
 
     method: Method
     scale_factor: float | None = Field(None, gt=0)
-    """What the scales were multiplied with after tuning; None for a method without scales to tune."""
+    """What the scales of the least squared error were multiplied with, for methods whose scales can be tuned."""
     tuning_documents: int = Field(0, ge=0)
-    """Held-out documents that the factor was tuned on; none of them counts in `bits_per_byte` or `gain_kept`."""
+    """Held-out documents that the encoding was chosen on; none of them counts in `bits_per_byte` or `gain_kept`."""
     gain_kept: float | None = None
     """The share of the trained expert's gain over the anchor that the encoded one keeps; None when there is no gain."""
 
