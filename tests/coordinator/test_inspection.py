@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from motet.coordinator.admission import Findings, examine_update
 from motet.coordinator.home import CoordinatorHome
@@ -103,7 +105,7 @@ NONSENSE = {
     "a header larger than allowed": lambda home: file_of(b" " * (1 << 20) + b"{}"),
     "a header that says four gigabytes": lambda home: file_of(b"{}", inflated=(1 << 32) - 1),
     "a header that inflates without end": lambda home: bombed_header(1 << 27),
-    "a terabyte of values and no chunk": lambda home: huge((1 << 19, 1 << 20))[:-100],
+    "a hundred gigabytes and no last chunk": lambda home: huge((1 << 16, 1 << 20))[:-100],
     "more values than any tensor": lambda home: file_of(
         b'{"anchor":"' + ANCHOR.encode() + b'","chunk_values":1024,"schema":"motet.update/1","tensors":[{"dtype":'
         b'"BF16","method":"raw","name":"a","shape":[9999999999999,9999999999]}]}'
@@ -166,6 +168,28 @@ def test_a_footer_of_another_file(home: CoordinatorHome, medicine: object, updat
     findings = read_findings(update, update_specs(home.anchor_manifest))
     assert "footer" in (findings.problem or "")
     assert judged(home, medicine, update, findings) == "malformed"
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_no_byte_changes_unnoticed(home: CoordinatorHome, update: Path, data: st.DataObject) -> None:
+    """Whatever is flipped or cut, it is a finding, never an error."""
+    whole, path = update.read_bytes(), update.with_name("changed")
+    at = data.draw(st.integers(0, 60) | st.integers(0, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    path.write_bytes(
+        whole[:at] if cut else whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+    )
+    assert read_findings(path, update_specs(home.anchor_manifest)).problem is not None
+
+
+def test_the_children_need_neither_torch_nor_numba() -> None:
+    script = (
+        "import sys, motet.coordinator.store\n"
+        "print(sorted({'torch', 'transformers', 'numba', 'grpc', 'flwr'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_time_grows_with_what_an_update_decodes_to(home: CoordinatorHome, update: Path) -> None:

@@ -28,7 +28,7 @@ from motet.protocols.expert_files import update_specs
 from motet.protocols.tensor_files import TensorSpec
 
 MEMORY_BYTES = 256 << 20
-"""Private memory of the child, which needs numpy and no torch: about 110 MB at any size of the model."""
+"""Private memory of the child, which needs numpy and no torch: at most 130 MB at any size of the model."""
 SECONDS, BYTES_PER_SECOND = 60, 10 << 20
 """CPU time allowed: this many seconds, and one more for so many bytes, of the file and of what it decodes to."""
 WORKERS = 1

@@ -28,7 +28,7 @@ from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.locks import locked
 
 MEMORY_BYTES = 256 << 20
-"""Private memory of the child, which needs numpy and no torch: about 135 MB at any size of the model."""
+"""Private memory of the child, which needs numpy and no torch: at most 150 MB at any size of the model."""
 SECONDS, BYTES_PER_SECOND = 120, 5 << 20
 
 _EXPERT = "expert.safetensors"
