@@ -33,13 +33,13 @@ from motet.protocols.errors import DataError
 from motet.protocols.tensor_files import TensorSpec
 
 SETTINGS = (
-    CodecSettings(method="ternary", density=0.01, balance=0.75),
+    CodecSettings(method="ternary", density=0.01, balance=0.9),
     CodecSettings(method="ternary", density=0.05),
-    CodecSettings(method="ternary", density=0.05, balance=0.75),
+    CodecSettings(method="ternary", density=0.05, balance=0.9),
     CodecSettings(method="ternary", density=0.2),
     CodecSettings(method="ternary", density=0.2, row_scales=True),
-    CodecSettings(method="ternary", density=0.2, balance=0.75),
-    CodecSettings(method="ternary", density=0.5, balance=0.75),
+    CodecSettings(method="ternary", density=0.2, balance=0.9),
+    CodecSettings(method="ternary", density=0.5, balance=0.9),
     CodecSettings(method="levels", step=2.0),
     CodecSettings(method="levels", step=1.0),
     CodecSettings(method="int4"),
