@@ -98,6 +98,7 @@ def one_input(data: bytes) -> None:
         AssertionError, or anything else: a find.
     """
     whole = assemble(data)
+    FILE.unlink(missing_ok=True)  # overwriting would wait for the disk
     FILE.write_bytes(whole)
     found, problem = _found()
     if problem and not (problem.startswith(FILE.name) and problem.isprintable()):

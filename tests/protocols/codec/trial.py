@@ -52,6 +52,7 @@ class Trial:
         self.refused = self.taken = 0
 
     def __call__(self, data: bytes) -> None:
+        self.path.unlink(missing_ok=True)  # overwriting would wait for the disk
         self.path.write_bytes(data)
         try:
             header, expected = reference.decode(data)
@@ -69,6 +70,7 @@ class Trial:
 
     def refuse(self, data: bytes) -> None:
         """What no decoder takes: only the codec is asked, and only to read it all."""
+        self.path.unlink(missing_ok=True)  # overwriting would wait for the disk
         self.path.write_bytes(data)
         self.expect(False, lambda: verify(self.path))
 
