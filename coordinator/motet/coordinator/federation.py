@@ -21,7 +21,7 @@ from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.composite_manifest import CompositeManifest
-from motet.protocols.container import read_container, read_manifest
+from motet.protocols.container import UPDATE_NAME, read_container, read_manifest
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Withdrawal
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import AdmissionRefused, DocumentError
@@ -95,7 +95,7 @@ class Federation:
                 reason="too-large",
             )
         with self.intake.workspace() as directory:
-            path = directory / "update.safetensors"
+            path = directory / UPDATE_NAME
             path.write_bytes(update)
             return self.intake.admit(envelope, path, len(update))
 
