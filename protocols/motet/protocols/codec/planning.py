@@ -102,12 +102,18 @@ class Surveyor:
 
     def _histogram(self, tensor: TensorHeader, weights: NDArray[np.float32] | None = None) -> survey.Histogram:
         """How often each magnitude occurs in a tensor, its rows weighed before."""
+        return self._counted(tensor, lambda span, bits: sparse.ranked(bits, span, weights))
 
-        def count(span: Span, bits: NDArray[np.uint16]) -> NDArray[np.int64]:
-            return self.kernels.histogram(sparse.ranked(bits, span, weights))
+    def _kept(self, tensor: TensorHeader, cut: sparse.Cut) -> tuple[int, float]:
+        """How many values a cut keeps, and the sum of their magnitudes."""
+        return self._counted(tensor, lambda span, bits: survey.kept(bits, span, cut)).at_least(1)
 
+    def _counted(
+        self, tensor: TensorHeader, made: Callable[[Span, NDArray[np.uint16]], NDArray[np.uint16]]
+    ) -> survey.Histogram:
+        """How often each magnitude occurs in what is made of a tensor's chunks."""
         dense = np.zeros(survey.MAGNITUDES, np.int64)
-        for _, part in self._each(tensor, count):
+        for _, part in self._each(tensor, lambda span, bits: self.kernels.histogram(made(span, bits))):
             dense += part
         return survey.Histogram.of(tensor.name, dense)
 
@@ -119,13 +125,6 @@ class Surveyor:
         if not math.isfinite(magnitudes):
             raise survey.not_finite(tensor.name)
         return survey.RowSizes(squares=np.concatenate([np.zeros(0), *squares]), magnitudes=magnitudes)
-
-    def _kept(self, tensor: TensorHeader, cut: sparse.Cut) -> tuple[int, float]:
-        """How many values a cut keeps, and the sum of their magnitudes."""
-        counts, sums = 0, 0.0
-        for _, (count, total) in self._each(tensor, lambda span, bits: survey.kept(bits, span, cut)):
-            counts, sums = counts + count, sums + total
-        return counts, sums
 
     def _each(
         self, tensor: TensorHeader, look: Callable[[Span, NDArray[np.uint16]], Found]

@@ -146,14 +146,12 @@ def row_weights(
     return weights
 
 
-def kept(bits: NDArray[np.uint16], span: Span, cut: Cut) -> tuple[int, float]:
-    """How many values of a chunk a cut keeps, and the sum of their magnitudes."""
-    order, count, total = ranked(bits, span, cut.weights), 0, 0.0
-    for start in range(0, len(bits), SLAB):
-        part = slice(start, start + SLAB)
-        held = bits[part][(order[part] & np.uint16(0x7FFF)) >= cut.threshold]
-        count, total = count + len(held), total + float(np.abs(widen(held, "BF16")).sum(dtype=np.float64))
-    return count, total
+def kept(bits: NDArray[np.uint16], span: Span, cut: Cut) -> NDArray[np.uint16]:
+    """The magnitude bits of a chunk's values that a cut keeps, zeros in place of the others: to be counted."""
+    reaching = (ranked(bits, span, cut.weights) & np.uint16(0x7FFF)) >= cut.threshold
+    magnitudes: NDArray[np.uint16] = bits & np.uint16(0x7FFF)
+    magnitudes *= reaching
+    return magnitudes
 
 
 def levels(histograms: Sequence[Histogram], step: float) -> Survey:
