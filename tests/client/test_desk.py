@@ -49,7 +49,7 @@ def desk(home: OwnerHome) -> Desk:
 def offer(home: OwnerHome, desk: Desk, *, update: bytes, transport: str = "flower", state: str = "done") -> None:
     name = desk.spool.submit("train", TrainRequest(charter=desk.charter.digest)).id
     write_atomically(home.contribution(MINE) / "contribution.json", b"{}")
-    write_atomically(home.contribution(MINE) / "update.safetensors", update)
+    write_atomically(home.contribution(MINE) / "update.motetup", update)
     desk.spool.update(name, state, result={"contribution": MINE, "transport": transport})  # type: ignore[arg-type]
 
 

@@ -74,5 +74,5 @@ def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, st
     report = stage.here("report", "--dir", stage.coordinator, "--json").json
     assert sorted(report["domains"]) == ["mathematics", "medicine", "public"]
     for name, wire in report["wire"].items():
-        size = (stage.outbox(name) / "update.safetensors").stat().st_size
+        size = (stage.outbox(name) / "update.motetup").stat().st_size
         assert wire["update_bytes"] == size <= wire["sent_bytes"] < 1.05 * size

@@ -23,7 +23,7 @@ def test_contribute_withdraw_and_no_way_back(trained, on_stage) -> None:
     sent = stage.motet("contribute", "--dir", owner, "--yes", "--json").json
     receipt = (stage.outbox("medicine") / "receipt.json").read_bytes()
     assert sent["status"] == "admitted"
-    assert sent["sent_bytes"] > (stage.outbox("medicine") / "update.safetensors").stat().st_size
+    assert sent["sent_bytes"] > (stage.outbox("medicine") / "update.motetup").stat().st_size
 
     again = stage.here("contribute", "--dir", owner, "--yes", "--json").json
     forget_receipt(stage, "medicine")
@@ -79,7 +79,7 @@ def test_a_composite_is_no_longer_handed_out_once_a_member_has_left(gathered, on
 def test_an_upload_survives_a_killed_owner_and_a_killed_server(wide, on_stage, proxy_before, start) -> None:
     stage = on_stage(wide)
     server, owner = stage.serve(), stage.owner("medicine")
-    size = (stage.outbox("medicine") / "update.safetensors").stat().st_size
+    size = (stage.outbox("medicine") / "update.motetup").stat().st_size
     assert size > 7_000_000
 
     first = start("first", "contribute", "--dir", owner, "--yes")

@@ -75,7 +75,7 @@ class Worker(threading.Thread):
         manifest = self.contribution()
         folder = self.home.contribution(manifest.digest)
         write_atomically(folder / "contribution.json", seal(manifest, self.home.key).canonical())
-        write_atomically(folder / "update.safetensors", UPDATE)
+        write_atomically(folder / "update.motetup", UPDATE)
         inline = self.home.config.contribution.transport == "flower"
         if not inline:
             write_atomically(self.admitted / hex_of(self.home.key.public), manifest.digest.encode())

@@ -57,10 +57,10 @@ def test_round_trip_and_same_bytes(container: Path, tmp_path: Path) -> None:
 
 def test_tar_reads_it(container: Path) -> None:
     with tarfile.open(container) as tar:
-        assert tar.getnames() == ["contribution.json", "update.safetensors"]
+        assert tar.getnames() == ["contribution.json", "update.motetup"]
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
     listed = subprocess.run(["tar", "-tf", container], capture_output=True, text=True, check=True)
-    assert listed.stdout.split() == ["contribution.json", "update.safetensors"]
+    assert listed.stdout.split() == ["contribution.json", "update.motetup"]
     assert listed.stderr == ""
 
 
@@ -94,13 +94,13 @@ def member(
     "evil",
     [
         member("../../etc/passwd", size=len(UPDATE)),
-        member("/update.safetensors", size=len(UPDATE)),
-        member("update.safetensors", kind=tarfile.SYMTYPE, link="/etc/passwd"),
-        member("update.safetensors", kind=tarfile.LNKTYPE, link="contribution.json"),
-        member("update.safetensors", kind=tarfile.CHRTYPE),
-        member("update.safetensors", kind=tarfile.DIRTYPE),
-        member("update.safetensors", size=len(UPDATE), mode=0o4755),
-        member("update.safetensors", size=len(UPDATE) - 1),
+        member("/update.motetup", size=len(UPDATE)),
+        member("update.motetup", kind=tarfile.SYMTYPE, link="/etc/passwd"),
+        member("update.motetup", kind=tarfile.LNKTYPE, link="contribution.json"),
+        member("update.motetup", kind=tarfile.CHRTYPE),
+        member("update.motetup", kind=tarfile.DIRTYPE),
+        member("update.motetup", size=len(UPDATE), mode=0o4755),
+        member("update.motetup", size=len(UPDATE) - 1),
         member("x" * 200, size=len(UPDATE)),
     ],
     ids=["parent", "absolute", "symlink", "hard-link", "device", "directory", "setuid", "short", "long-name"],
@@ -119,7 +119,7 @@ def test_a_cut_container_is_refused(container: Path, tmp_path: Path, size: int) 
     container.write_bytes(container.read_bytes()[:size])
     with pytest.raises(DocumentError):
         read_container(container, tmp_path)
-    assert not (tmp_path / "update.safetensors").exists()
+    assert not (tmp_path / "update.motetup").exists()
 
 
 def test_more_after_the_end_is_refused(container: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_no_flipped_byte_before_the_update_passes(container: Path, tmp_path: Pat
     content[position] ^= data.draw(st.integers(1, 255))
     changed = tmp_path / "changed"
     changed.write_bytes(content)
-    (tmp_path / "update.safetensors").unlink(missing_ok=True)
+    (tmp_path / "update.motetup").unlink(missing_ok=True)
     with pytest.raises(MotetError):
         read_container(changed, tmp_path)
 

@@ -17,6 +17,7 @@ from motet.client.owner import CONFIG_FILE, OwnerConfig, read_signed
 from motet.client.spool import Spool
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.charter import Charter
+from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
 from motet.protocols.control import OwnerStatus
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import FederationError, SignatureError
@@ -99,7 +100,7 @@ class Desk:
         if contribution not in map(contribution_of, offers):
             raise FederationError(f"the owner does not offer {contribution} through Flower; use the data plane")
         folder, limit = self._outbox(contribution), self.charter.experts.inline_bytes
-        manifest, update = folder / "contribution.json", folder / "update.safetensors"
+        manifest, update = folder / MANIFEST_NAME, folder / UPDATE_NAME
         for path, largest in ((manifest, MAX_DOCUMENT_BYTES), (update, limit)):
             if not path.is_file() or path.stat().st_size > largest:
                 raise FederationError(f"{path} is missing or larger than {largest} bytes; use the data plane")

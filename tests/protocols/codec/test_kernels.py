@@ -311,6 +311,9 @@ def test_two_threads_share_one_instance(kernels: Kernels) -> None:
 def test_best_is_native_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOTET_CODEC_PATH", raising=False)
     assert best().path == "native"
+    assert best(1 << 20).path == "numpy"
+    monkeypatch.setenv("MOTET_CODEC_PATH", "native")
+    assert best(1 << 20).path == "native"
     monkeypatch.setenv("MOTET_CODEC_PATH", "numpy")
     assert best().path == "numpy"
     monkeypatch.setenv("MOTET_CODEC_PATH", "cuda")

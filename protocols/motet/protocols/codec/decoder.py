@@ -60,7 +60,7 @@ class UpdateReader:
     ) -> None:
         self.path = path
         self._frames = FrameReader(path)
-        self._kernels = paths or kernels.best()
+        self._kernels = paths or kernels.best(self._frames.header.values)
         try:
             self.header = scaled(self._frames.header, factor) if factor != 1.0 else self._frames.header
             if wanted is not None:

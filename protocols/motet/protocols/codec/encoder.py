@@ -8,6 +8,7 @@ or block method needs no first pass. Memory is a few chunks, whatever the size o
     rescale(path, other, factor=2.0)        # the same chunks, every scale doubled: how the owner tunes it
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def encode(
     """
     survey = Surveyor(
         source=source,
-        kernels=paths or kernels.best(),
+        kernels=paths or kernels.best(sum(math.prod(spec.shape) for spec in specs)),
         chunk_values=chunk_values,
         workers=workers,
         progress=Told(on_progress, specs, settings),

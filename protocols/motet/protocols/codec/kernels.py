@@ -31,6 +31,8 @@ ESCAPE = 255
 """The gap byte that stands for 255 dropped values and is followed by another one."""
 QUIET_NAN = 0x7FC0
 """The only NaN that `add_at` writes, so that every processor writes the same."""
+NATIVE_FROM = 1 << 25
+"""Values from which on machine code is worth loading: numpy takes a tenth of a second for fewer, numba half of one."""
 MOST_VALUES = 2**31 - 1
 """Positions are int32."""
 
@@ -99,10 +101,11 @@ class Kernels(Protocol):
         ...
 
 
-def best() -> Kernels:
-    """The fastest kernels of this installation: native if numba can be imported, else numpy.
+def best(values: int = MOST_VALUES) -> Kernels:
+    """The fastest kernels for so many values: native if there are many and numba can be imported, else numpy.
 
-    The environment variable MOTET_CODEC_PATH chooses: `numpy`, or `native` to fail rather than fall back.
+    Below `NATIVE_FROM` values, numpy is done before numba is even imported. The environment variable
+    MOTET_CODEC_PATH chooses at any size: `numpy`, or `native` to fail rather than fall back.
 
     Raises:
         ConfigurationError: MOTET_CODEC_PATH is something else, or `native` without numba.
@@ -112,7 +115,7 @@ def best() -> Kernels:
         raise ConfigurationError(f"{PATH_VARIABLE} is {wanted!r}: set it to numpy or native, or leave it out")
     from motet.protocols.codec.numpy_kernels import NumpyKernels
 
-    if wanted == "numpy":
+    if wanted == "numpy" or (not wanted and values < NATIVE_FROM):
         return NumpyKernels()
     try:
         from motet.protocols.codec.native_kernels import NativeKernels

@@ -1,7 +1,7 @@
 """The codec's kernels as machine code, compiled by numba (optional: `motet[native]`) and cached on disk.
 
-Each loop is compiled when it is first used, for one signature, and runs without the interpreter's lock, so that two
-workers encode or decode side by side. What comes from a file is checked before anything is allocated or written.
+Each loop is compiled for one signature when the first kernels are made, and runs without the interpreter's lock, so
+that two workers encode or decode side by side. What comes from a file is checked before anything is allocated or written.
 
     positions = NativeKernels().expand_gaps(gaps, values, count)
 """
@@ -53,9 +53,12 @@ WORDS = _readable(types.uint64)
 
 
 class NativeKernels:
-    """`Kernels` compiled by numba."""
+    """`Kernels` compiled by numba: all when the first are made, so that no worker waits for another's compiler."""
 
     path: Literal["native"] = "native"
+
+    def __init__(self) -> None:
+        _compile_all()
 
     def histogram(self, bits: NDArray[np.uint16]) -> NDArray[np.int64]:
         """Counts (32768,) of the magnitude bits."""
@@ -107,6 +110,18 @@ def _words(bitmap: NDArray[np.uint8]) -> NDArray[np.uint64]:
     words = np.zeros(-(-bitmap.size // 8), np.uint64)
     words.view(np.uint8)[: bitmap.size] = bitmap
     return words
+
+
+@functools.cache
+def _compile_all() -> None:
+    """Use every loop once, on next to nothing."""
+    kernels = NativeKernels.__new__(NativeKernels)
+    bits = np.zeros(8, np.uint16)
+    kernels.histogram(bits)
+    kernels.count_rows(bits.reshape(1, 8), 1)
+    scan = kernels.scan(bits, 0)
+    kernels.add_at(bits, kernels.expand_gaps(scan.gaps, 8, 8), np.zeros(8, np.float32))
+    kernels.expand_bitmap(scan.bitmap, 8, 8)
 
 
 @functools.cache
