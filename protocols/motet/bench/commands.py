@@ -28,7 +28,8 @@ def codec(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Only these, with commas: ternary, levels, int8, int4, lossless, raw, zstd-3, safetensors, 2-bit."
+            help="Only these, with commas: ternary, ternary-balanced, levels, int8, int4, lossless, raw, zstd-3, "
+            "safetensors, 2-bit."
         ),
     ] = None,
     tmp: Annotated[
@@ -47,7 +48,8 @@ def codec(
     over SHA-256 on one thread, hashed in between, its reading not counted.
     Extra memory is the peak over what the process had after a small update went
     both ways. Each row is measured in a process of its own, and is the median
-    of up to three rounds. zstd-3 is given the ternary update as dense bf16 and,
+    of up to three rounds. ternary-balanced lets rows compete, which costs two
+    more passes over the input. zstd-3 is given the ternary update as dense bf16 and,
     without a density, the differences; 2-bit the ternary update.
     """
     from motet.bench.rows import MEASURED

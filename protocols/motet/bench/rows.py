@@ -15,7 +15,10 @@ Path_ = Literal["numpy", "native"]
 YARDSTICKS = ("zstd-3", "safetensors", "2-bit")
 """What others would do with the same values. zstd-3: with a density, of the ternary update as dense bf16, its values 0
 and plus or minus a scale; without, of the differences themselves. 2-bit: four ternary values a byte, as they are."""
-MEASURED = (*METHODS, *YARDSTICKS)
+BALANCED = "ternary-balanced"
+"""ternary with rows that compete, as owners have it by default: two more passes over the input."""
+BALANCE = 0.9
+MEASURED = (METHODS[0], BALANCED, *METHODS[1:], *YARDSTICKS)
 DENSITIES = (0.01, 0.05, 0.10, 0.20, 0.25, 0.35, 0.40, 0.50)
 
 
@@ -65,6 +68,8 @@ def cases(methods: tuple[str, ...], *, native: bool) -> list[Case]:
     for method in (each for each in MEASURED if each in methods):
         if method == "ternary":
             found += [Case(method=method, path=path, density=density) for density in DENSITIES for path in paths]
+        elif method == BALANCED:
+            found += [Case(method=method, path=path, density=density) for density in (0.05, 0.20) for path in paths]
         elif method == "zstd-3":
             found += [Case(method=method, path="numpy", density=density) for density in (None, *DENSITIES)]
         elif method == "2-bit":

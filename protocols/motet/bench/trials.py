@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motet.bench.data import ANCHOR, Inputs
-from motet.bench.rows import Case
+from motet.bench.rows import BALANCE, BALANCED, Case
 from motet.protocols.codec import (
     CHUNK_VALUES,
     METHODS,
@@ -201,9 +201,11 @@ class TwoBitTrial(DenseTrial):
 
 def trial_of(case: Case, kernels: Kernels) -> Trial:
     """The trial that a case asks for."""
-    if case.method in METHODS:
-        options = {} if case.density is None else {"density": case.density}
-        return CodecTrial(settings=CodecSettings.model_validate({"method": case.method} | options), kernels=kernels)
+    if case.method in (*METHODS, BALANCED):
+        options: dict[str, object] = {"method": "ternary" if case.method == BALANCED else case.method}
+        options |= {} if case.density is None else {"density": case.density}
+        options |= {"balance": BALANCE} if case.method == BALANCED else {}
+        return CodecTrial(settings=CodecSettings.model_validate(options), kernels=kernels)
     if case.method == "zstd-3":
         return ZstdTrial(kernels=kernels, density=case.density)
     if case.method == "2-bit":
