@@ -74,10 +74,6 @@ def summary(report: Report) -> list[str]:
             f"  without {sample.expert:<13} {sample.without_expert}",
         )
     ]
-    wire = [
-        f"  {name:<21} update {each.update_bytes:>10,}   sent {each.sent_bytes:>10,}"
-        for name, each in sorted(report.wire.items())
-    ]
     phases = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items() if name != "total")
     return [
         "Bits per byte on held-out text (lower is better)",
@@ -87,7 +83,7 @@ def summary(report: Report) -> list[str]:
         *samples,
         "",
         "Bytes on the wire",
-        *wire,
+        *(f"  {line}" for line in report.wire_table()),
         "",
         f"Composite  {composite.path}",
         f"Stock      {composite.stock_path}",

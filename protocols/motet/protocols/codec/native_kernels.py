@@ -1,7 +1,8 @@
 """The codec's kernels as machine code, compiled by numba (optional: `motet[native]`) and cached on disk.
 
 Each loop is compiled for one signature when the first kernels are made, and runs without the interpreter's lock, so
-that two workers encode or decode side by side. What comes from a file is checked before anything is allocated or written.
+that two workers encode or decode side by side. What comes from a file is checked before anything is allocated or
+written.
 
     positions = NativeKernels().expand_gaps(gaps, values, count)
 """
