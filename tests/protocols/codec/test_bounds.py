@@ -99,7 +99,7 @@ def hostile_headers() -> Iterator[tuple[str, bytes]]:
     for name, text in headers():
         assert len(text) <= HEADER_LIMIT
         yield f"header, {name}", file_of(text, [])
-    bomb = deflate(bytes(1 << 29), strategy=zlib.Z_DEFAULT_STRATEGY)
+    bomb = deflate(bytes(1 << 26), strategy=zlib.Z_DEFAULT_STRATEGY)
     prefix = b"MOTETUP1" + struct.pack("<III", HEADER_LIMIT, len(bomb), zlib.crc32(bomb))
     yield "header, bomb", signed(prefix + bomb)
 
@@ -132,7 +132,7 @@ def sound_but_large() -> Iterator[tuple[str, bytes]]:
 
 def bombs() -> Iterator[tuple[str, bytes]]:
     """Sections that inflate to more than they should, in chunks that say as little or as much as they may."""
-    bomb = compressed(bytes(1 << 28))
+    bomb = compressed(bytes(1 << 26))
     ternary = {"method": "ternary", "scale": 1.0}
     for size in (1024, CHUNK):
         shape = [max(1, size // 4096), min(size, 4096)]
