@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from motet.protocols.codec.changes import SLAB, SparseChange, narrow, widen
 from motet.protocols.codec.cursor import Cursor
 from motet.protocols.codec.deflate import deflate, huffman_bits, inflate, most_deflated
-from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader
+from motet.protocols.codec.header import Span, TensorHeader
 from motet.protocols.codec.kernels import Kernels
 
 ROW_SCALES, CLASS_MAP = 1, 2
@@ -35,7 +35,6 @@ ROW_STEPS = 16
 ROW_SHRINKAGE = 0.5
 ROW_SCALE_OF_CODE = np.exp2((np.arange(256) - 128) / ROW_STEPS).astype(np.float32)
 ROW_SCALE_OF_CODE[0] = 0
-MAX_CHANGE = MAX_SCALE * MAX_LEVEL
 
 _WORTH_IT = 0.99
 """Bands must save one per cent of the positions' entropy: less is noise in the counts."""
@@ -132,12 +131,7 @@ def decode(payload: bytes, span: Span, tensor: TensorHeader, kernels: Kernels, *
     changes *= np.float32(tensor.scale)
     if codes is not None:
         _take_row_scales(cursor, changes, at, codes, span)
-    change = SparseChange(
-        start=span.start, count=span.count, where=where, positions=at, changes=changes, kernels=kernels
-    )
-    if not change.largest <= MAX_CHANGE:
-        raise cursor.problem(f"saw a change of {change.largest:g}, wanted at most {MAX_CHANGE:g}")
-    return change
+    return SparseChange(start=span.start, count=span.count, where=where, positions=at, changes=changes, kernels=kernels)
 
 
 def _bands_pay(counts: NDArray[np.int64], classes: NDArray[np.uint8], columns: int) -> bool:
