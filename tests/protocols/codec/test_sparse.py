@@ -28,6 +28,11 @@ def gaps(content: bytes, signs: bytes, kept: int | None = None) -> bytes:
     return struct.pack("<BII", 0, kept, len(content)) + sized(deflate(content)) + signs
 
 
+def bitmap(content: bytes, kept: int) -> bytes:
+    """A band with a bitmap, all of it positive."""
+    return struct.pack("<BI", 1, kept) + sized(deflate(content)) + bytes(-(-kept // 8))
+
+
 def section(*content: int) -> bytes:
     return sized(deflate(bytes(content)))
 
@@ -42,6 +47,7 @@ SOUND = {
     "row scales, nothing kept": (b"\1" + section(0, 0, 0, 0) + EMPTY, [4, 4], {"row_scales": True}),
     "two classes": (b"\2" + section(1, 0, 1, 0) + EMPTY + gaps(b"\0\3", b"\0"), [4, 4], {}),
     "all kept": (b"\0" + gaps(bytes(16), b"\0\xff"), [4, 4], {}),
+    "a bitmap": (b"\0" + bitmap(b"\x81\1", 3), [1, 9], {}),
     "a gap of 255": (b"\0" + gaps(b"\xff\0", b"\0"), [1, 256], {}),
     "a gap of 510": (b"\0" + gaps(b"\xff\xff\0", b"\1"), [2, 256], {}),
 }
@@ -61,6 +67,9 @@ REFUSED = {
     "no band": (b"\0", [4, 4], {}),
     "an empty payload": (b"", [4, 4], {}),
     "an empty bitmap": (b"\0" + struct.pack("<BI", 1, 0), [4, 4], {}),
+    "a padding bit that counts": (b"\0" + bitmap(b"\1\2", 2), [1, 9], {}),
+    "a padding bit that does not": (b"\0" + bitmap(b"\1\2", 1), [1, 9], {}),
+    "a padding bit of the signs": (b"\0" + gaps(b"\0\0", b"\4"), [1, 9], {}),
     "a gap without its end": (b"\0" + gaps(b"\0\xff", b"\0"), [1, 512], {}),
     "a gap past the end": (b"\0" + gaps(b"\xff\1", b"\0"), [1, 256], {}),
     "fewer kept than gaps": (b"\0" + gaps(b"\0\0", b"\0", kept=1), [4, 4], {}),
