@@ -16,7 +16,7 @@ from motet.protocols.codec.header import MAX_CHUNKS
 from motet.protocols.errors import CodecError
 
 from .surgery import Frame, Parts, canonical, deflate, file_of, signed, take_apart
-from .trial import SEEDS, VECTORS, Trial
+from .trial import SEEDS, VECTORS, Trial, refusal
 
 SMALL = ["ternary-all", "levels-bitmap", "lossless-base", "raw"]
 MANY = ["ternary-gaps", "levels-gaps", "int4-odd", "lossless"]
@@ -293,3 +293,19 @@ def test_more_chunks_than_a_file_may_have(tmp_path: Path) -> None:
             CodecError, match=rf"hostile\.motetup: header: .*saw {count} chunks, wanted at most {MAX_CHUNKS}"
         ):
             UpdateReader(path)
+
+
+@pytest.mark.parametrize(("size", "sound"), [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_a_header_may_have_a_megabyte(size: int, sound: bool, tmp_path: Path) -> None:
+    tensors = [{"dtype": "F32", "method": "raw", "name": f"n{at:0127d}", "shape": [0]} for at in range(5000)]
+    header = {"anchor": "sha256:" + "a" * 64, "chunk_values": 1024, "schema": "motet.update/1", "tensors": tensors}
+    missing = size - len(canonical(header))
+    for tensor in tensors:
+        tensor["name"] += "x" * min(300, missing)
+        missing -= min(300, missing)
+    path = tmp_path / "hostile.motetup"
+    path.write_bytes(file_of(canonical(header), []))
+    assert len(canonical(header)) == size
+    problem = refusal(lambda: UpdateReader(path).close())
+    assert (problem is None) == sound
+    assert sound or problem.startswith("hostile.motetup: header: saw 1048577 bytes")
