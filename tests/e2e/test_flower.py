@@ -27,7 +27,15 @@ from motet.coordinator.run_record import RunState, wait_for_run
 from motet.coordinator.tls import ensure_tls
 from motet.protocols.canonical import bytes_digest, hex_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
-from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Terms, TrainingRecord
+from motet.protocols.contribution import (
+    CodecRecord,
+    Contribution,
+    EvaluationReport,
+    JoinRequest,
+    Score,
+    Terms,
+    TrainingRecord,
+)
 from motet.protocols.control import EvaluateRequest
 from motet.protocols.flower_home import free_port
 from motet.protocols.processes import Troupe
@@ -103,6 +111,7 @@ class Worker(threading.Thread):
             update_bytes=len(UPDATE),
             terms=Terms(licence="CC0-1.0"),
             training=TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0.25),
+            codec=CodecRecord(method="lossless"),
             bits_per_byte={"anchor": 2.0, "expert": 1.0},
         )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from motet.protocols.canonical import bytes_digest
 from motet.protocols.container import read_container, read_manifest, write_container
-from motet.protocols.contribution import Contribution, Terms, TrainingRecord
+from motet.protocols.contribution import CodecRecord, Contribution, Terms, TrainingRecord
 from motet.protocols.errors import DocumentError, MotetError, SignatureError
 from motet.protocols.signing import Signed, SigningKey, seal
 
@@ -30,6 +30,7 @@ def signed_for(update: bytes = UPDATE) -> Signed:
         update_bytes=len(update),
         terms=Terms(licence="CC0-1.0"),
         training=TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0.25),
+        codec=CodecRecord(method="lossless"),
         bits_per_byte={"anchor": 2.0, "expert": 1.0},
     )
     return seal(manifest, KEY)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from motet.protocols.canonical import bytes_digest
 from motet.protocols.charter import AnchorPin, Charter
-from motet.protocols.contribution import Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
+from motet.protocols.contribution import CodecRecord, Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
 from motet.protocols.documents import Document
 from motet.protocols.errors import LedgerError, MotetError, SignatureError
 from motet.protocols.ledger import GENESIS, LedgerEntry, Standing, fold, following
@@ -46,6 +46,7 @@ def contribution(key: SigningKey, version: int = 1) -> Contribution:
         update_bytes=1,
         terms=Terms(licence="CC0-1.0"),
         training=TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0.25),
+        codec=CodecRecord(method="lossless"),
         bits_per_byte={},
     )
 

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from motet.protocols.canonical import digest_of, file_digest, hex_of, write_atomically
-from motet.protocols.contribution import Contribution, Terms, TrainingRecord, Withdrawal
+from motet.protocols.contribution import CodecRecord, Contribution, Terms, TrainingRecord, Withdrawal
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
@@ -141,6 +141,7 @@ class Site:
             "update_bytes": path.stat().st_size,
             "terms": terms,
             "training": record,
+            "codec": CodecRecord(method="lossless"),
             "bits_per_byte": {"anchor": 2.0, "expert": 1.5},
         }
         return seal(Contribution(**(fields | changes)), self.owner)
