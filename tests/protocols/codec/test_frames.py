@@ -309,3 +309,11 @@ def test_a_header_may_have_a_megabyte(size: int, sound: bool, tmp_path: Path) ->
     problem = refusal(lambda: UpdateReader(path).close())
     assert (problem is None) == sound
     assert sound or problem.startswith("hostile.motetup: header: saw 1048577 bytes")
+
+
+@small
+def test_a_tensor_twice_with_frames_for_both(name: str, trial: Trial) -> None:
+    tensors = trial.header["tensors"]
+    again = [replace(frame, tensor=frame.tensor + len(tensors)) for frame in trial.parts.frames]
+    trial(replace(trial.parts, frames=(*trial.parts.frames, *again)).with_header(tensors=tensors * 2).build())
+    assert trial.refused == 1
