@@ -228,7 +228,8 @@ def wide(make_anchor: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     proxy, server = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     stage = found(folder / "stage", anchor, public, data_plane=proxy, listen=server)
     few = ("--set", "training.steps=1", "--set", "data.max_bytes=12000", "--set", "data.held_out_share=0.3")
-    home = join(stage, "medicine", QUICKSTART / "text" / "medicine.jsonl", *SHORT, *few)
+    whole = ("--set", "codec.method=raw")
+    home = join(stage, "medicine", QUICKSTART / "text" / "medicine.jsonl", *SHORT, *few, *whole)
     inside("train", "--dir", home)
     return stage
 
