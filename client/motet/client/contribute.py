@@ -59,7 +59,7 @@ def describe(packed: Packed) -> list[str]:
         f"{'the anchor' if manifest.base is None else 'version ' + manifest.base}'s feed-forward layers, and one "
         "routing row per layer",
         f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
-        f"expert, on {manifest.training.held_out_documents} held-out documents",
+        f"expert, on {_reported(manifest)} held-out documents that nothing was chosen on",
         f"trained on   {manifest.training.documents} documents, {manifest.training.steps} steps, "
         f"{manifest.training.tokens:,} tokens",
         f"terms        {manifest.terms.licence}; attribution: {manifest.terms.attribution or 'none'}; purpose: "
@@ -67,6 +67,10 @@ def describe(packed: Packed) -> list[str]:
         f"signed by    {manifest.owner}",
         "stays here   the documents, the statistics of their text, the optimiser's state",
     ]
+
+
+def _reported(manifest: Contribution) -> int:
+    return manifest.training.held_out_documents - manifest.codec.tuning_documents
 
 
 def _encoding(manifest: Contribution) -> str:
