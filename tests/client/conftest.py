@@ -54,6 +54,7 @@ class Coordinator:
     charter: Charter
     intake_directory: Path
     verdict: str = "admitted"
+    reason: str = "wrong-anchor"
     received: list[Contribution] = field(default_factory=list)
     withdrawn: list[Withdrawal] = field(default_factory=list)
     published: dict[str, Path] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Coordinator:
             contribution=contribution,
             owner=owner,
             status=status,
-            reason="wrong-anchor" if refused else None,
+            reason=self.reason if refused else None,
             message="saw another anchor" if refused else None,
             received_bytes=received_bytes,
             entry=self.charter.digest,

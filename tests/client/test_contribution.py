@@ -9,8 +9,9 @@ import torch
 
 from motet.client.contribute import contribute, describe, export, send, sign_withdrawal, withdraw
 from motet.client.evaluation import evaluate, pull
+from motet.client.outbox import Packed, find_packed, packed_contributions
 from motet.client.owner import OwnerHome
-from motet.client.packing import Packed, find_packed, pack, packed_contributions
+from motet.client.packing import pack
 from motet.client.preparation import prepare
 from motet.client.worker import make_contribution
 from motet.moe.anchor import Anchor

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from motet.client.contribute import contribute
+from motet.client.outbox import find_packed, packed_contributions
 from motet.client.owner import OwnerHome
-from motet.client.packing import find_packed, packed_contributions
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, run_worker
 from motet.protocols.control import EvaluateRequest, JobState, TrainRequest

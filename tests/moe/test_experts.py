@@ -261,7 +261,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.codec.kernels import best
 from motet.protocols.expert_files import StoredTensors, materialise_file
+best()  # numba takes 130 MB of its own, at any size
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 small, big, update, out = map(Path, sys.argv[1:])
@@ -290,3 +292,49 @@ def test_materialising_takes_little_memory_and_no_torch(make_anchor, tmp_path, m
     folders = [tmp_path / name for name in ("small", "big", "updates", "expert")]
     grown = subprocess.run([sys.executable, "-c", MEASURE, *folders], check=True, capture_output=True, text=True).stdout
     assert int(grown) < 128 * 1024  # KiB, for an expert of 200 MB
+
+
+PACK = """
+import sys
+from pathlib import Path
+import torch
+from motet.moe.anchor import Anchor
+from motet.moe.experts import write_update
+from motet.moe.routing import RoutingRows
+from motet.protocols.codec import CodecSettings
+from motet.protocols.codec.kernels import best
+torch.set_num_threads(1)
+best()  # numba takes 130 MB of its own, at any size
+def status(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+def make(folder):
+    anchor = Anchor.load(folder)
+    trained = {name: tensor.float() * 1.01 for name, tensor in anchor.ffn().items()}
+    rows = RoutingRows(weight=torch.zeros(2, 1024), bias=torch.zeros(2))
+    began = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    write_update(folder / "update", anchor, trained, rows, settings)
+    return status("VmHWM") - began
+settings = CodecSettings.model_validate_json(sys.argv[3])
+make(Path(sys.argv[1]))
+print(make(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [CodecSettings(method="lossless"), CodecSettings(method="ternary", balance=0.9)], ids=lambda s: s.method
+)
+def test_packing_a_trained_expert_takes_little_memory(settings, make_anchor, tmp_path):
+    """Beside the trained weights themselves, 400 MB here, which training holds anyway."""
+    for name, size in (("small", 32), ("big", 16384)):
+        make_anchor(tmp_path / name, hidden_size=1024, intermediate_size=size)
+    command = [sys.executable, "-c", PACK, tmp_path / "small", tmp_path / "big", settings.model_dump_json()]
+    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(grown) < 128 * 1024  # KiB
+
+
+def test_taking_a_difference_leaves_the_trained_weights_alone(anchor, trained, rows, tmp_path):
+    kept = {name: tensor.clone() for name, tensor in trained.items()}
+    write_update(tmp_path / "update", anchor, trained, rows, CodecSettings(method="ternary"))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in trained.items())

@@ -133,8 +133,8 @@ def contribute(
 ) -> None:
     """Show what leaves, ask, and send the contribution; a broken transfer resumes."""
     from motet.client import contribute as contributing
+    from motet.client.outbox import find_packed
     from motet.client.owner import OwnerHome
-    from motet.client.packing import find_packed
 
     home = OwnerHome.load(directory)
     packed = find_packed(home, contribution)
@@ -189,8 +189,8 @@ def withdraw(
 ) -> None:
     """Take a contribution back: every later composite leaves the expert out. It cannot be undone."""
     from motet.client import contribute as contributing
+    from motet.client.outbox import find_packed
     from motet.client.owner import OwnerHome
-    from motet.client.packing import find_packed
     from motet.protocols.canonical import write_atomically
 
     home = OwnerHome.load(directory)

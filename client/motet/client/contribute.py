@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome, read_signed
-from motet.client.packing import Packed
 from motet.client.spool import Spool
+from motet.client.versions import forget_start
 from motet.protocols import transfer
 from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.container import write_container
@@ -164,11 +165,9 @@ def contribute(
             'saw transport = "file" under [contribution] in owner.toml, which lets nothing leave over a connection; '
             "write a file with `motet contribute --to FILE`, or choose another transport"
         )
-    if rides_flower(home, packed):
-        settle_jobs(home, packed, None, inline=True)
-        return None
-    sent = send(home, packed, progress=progress)
-    settle_jobs(home, packed, sent)
+    sent = None if rides_flower(home, packed) else send(home, packed, progress=progress)
+    settle_jobs(home, packed, sent, inline=sent is None)
+    forget_start(home)
     return sent
 
 

@@ -8,7 +8,7 @@ tuned on.
     encoded.path, encoded.record.gain_kept, encoded.bits_per_byte
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
 from motet.protocols.codec import CodecSettings, rescale
 from motet.protocols.container import UPDATE_NAME
 from motet.protocols.contribution import CodecRecord
+
+Tell = Callable[[str], None]
+"""Told a line for people."""
 
 _EXACT = ("lossless", "raw")
 
@@ -51,8 +54,10 @@ class _Candidate:
     loss: float
 
 
-def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, folder: Path) -> Encoded:
-    """Write `update.motetup` into a folder, and measure it.
+def encode_expert(
+    trained: TrainedExpert, material: Material, home: OwnerHome, folder: Path, *, tell: Tell = lambda line: None
+) -> Encoded:
+    """Write `update.motetup` into a folder, and measure it; `tell` is told before every evaluation, and may raise.
 
     Raises:
         ConfigurationError: the charter does not admit the method.
@@ -60,10 +65,10 @@ def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, f
         StorageError: the disk is full.
     """
     settings = home.config.codec.settings(home.charter.codec)
-    yardstick = Yardstick.of(material, home)
+    yardstick = Yardstick.of(material, home, tell)
     candidates = [
         _candidate(folder / f"candidate-{number}", previous, settings, trained, home.config.codec.tune, yardstick)
-        for number, previous in enumerate(_starts(material, home))
+        for number, previous in enumerate(_starts(material, home, yardstick))
     ]
     best = min(candidates, key=lambda candidate: candidate.loss)
     path = folder / UPDATE_NAME
@@ -87,13 +92,16 @@ def encode_expert(trained: TrainedExpert, material: Material, home: OwnerHome, f
     )
 
 
-def _starts(material: Material, home: OwnerHome) -> list[Version | None]:
-    """What the update may change; None is the anchor."""
+def _starts(material: Material, home: OwnerHome, yardstick: "Yardstick") -> list[Version | None]:
+    """What the update may change; None is the anchor, and all there is without text to choose on."""
     successive = home.config.codec.successive
     admitted = None if successive == "never" else Versions.of(home, material.anchor).admitted()
     if admitted is None:
         return [None]
-    return [admitted] if successive == "always" else [None, admitted]
+    if successive == "always":
+        return [admitted]
+    decidable = yardstick.tuning is not None or home.config.codec.settings(home.charter.codec).method in _EXACT
+    return [None, admitted] if decidable else [None]
 
 
 def gain_kept(figures: Mapping[str, float]) -> float | None:
@@ -134,7 +142,7 @@ def scoring_model(material: Material, home: OwnerHome) -> PreTrainedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Yardstick:
-    """The anchor with an expert in place of its networks, scored on the owner's held-out text.
+    """The anchor with an expert in place of its networks, scored on the owner's held-out text; `tell` is told of it.
 
     `tuning` is the part that scales and bases are chosen on, None for exact methods and when there are too few
     documents; `report` is the rest.
@@ -144,9 +152,10 @@ class Yardstick:
     model: PreTrainedModel
     tuning: Windows | None
     report: Windows
+    tell: Tell
 
     @classmethod
-    def of(cls, material: Material, home: OwnerHome) -> "Yardstick":
+    def of(cls, material: Material, home: OwnerHome, tell: Tell) -> "Yardstick":
         """Load the anchor and cut the text; figures are of stored weights, so never in a narrower dtype."""
         settings, tokenizer = home.config.training, material.anchor.tokenizer()
 
@@ -163,6 +172,7 @@ class Yardstick:
             model=scoring_model(material, home),
             tuning=cut(tuning) if tuning else None,
             report=cut(report),
+            tell=tell,
         )
 
     @property
@@ -173,12 +183,14 @@ class Yardstick:
     def tuning_loss(self, update: Path, previous: Version | None, factor: float) -> float:
         """Bits per byte, on the text to tune on, of the expert that an update defines with its scales times `factor`.
 
-        With a single held-out document there is none to tune on; that one then chooses between bases.
+        With a single held-out document there is none to tune on, and nothing is chosen by this figure.
         """
+        self.tell(f"trying scales times {factor:.2f}")
         return self.score(self._expert(update, previous, factor), self.tuning or self.report)
 
     def figures(self, trained: Mapping[str, Tensor], update: Path, previous: Version | None) -> dict[str, float]:
         """Bits per byte on the text to report on: the anchor, the expert as trained, and as the update defines it."""
+        self.tell("measuring what is left of the expert's gain")
         found = {
             "anchor": bits_per_byte(score_windows(self.model, self.report)),
             "trained": self.score(trained, self.report),

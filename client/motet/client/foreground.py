@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome, require_licence
-from motet.client.packing import Packed
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, stopped_by_signals

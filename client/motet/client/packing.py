@@ -8,28 +8,30 @@ is the same contribution, and another one has a higher version.
     packed.digest, packed.update, packed.contribution.bits_per_byte
 """
 
+import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from motet.client.encoding import Encoded, encode_expert
-from motet.client.owner import OwnerHome, read_signed
+from motet.client.encoding import Encoded, Tell, encode_expert
+from motet.client.outbox import Packed, packed_contributions, read_packed
+from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
 from motet.client.training import TrainedExpert
 from motet.client.versions import Versions
 from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, sync_directory, write_atomically
-from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
+from motet.protocols.container import MANIFEST_NAME
 from motet.protocols.contribution import Contribution
 from motet.protocols.documents import Document
-from motet.protocols.errors import ConfigurationError
-from motet.protocols.signing import Signed, seal
+from motet.protocols.errors import StorageError
+from motet.protocols.signing import seal
 
-RECEIPT_NAME = "receipt.json"
 PACKING_NAME = "packing.json"
+
+_log = logging.getLogger(__name__)
 
 
 class _PackingRecord(Document):
@@ -37,32 +39,14 @@ class _PackingRecord(Document):
     key: Digest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packed:
-    """A contribution in the outbox."""
-
-    folder: Path
-    signed: Signed
-    contribution: Contribution
-
-    @property
-    def digest(self) -> str:
-        """The contribution's name."""
-        return self.contribution.digest
-
-    @property
-    def update(self) -> Path:
-        """The update's file."""
-        return self.folder / UPDATE_NAME
-
-    @property
-    def receipt(self) -> Path:
-        """Where the coordinator's receipt is kept once there is one."""
-        return self.folder / RECEIPT_NAME
-
-
-def pack(trained: TrainedExpert, material: Material, home: OwnerHome) -> Packed:
+def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: Tell = lambda line: None) -> Packed:
     """Encode, tune, measure, sign, and put into the outbox.
+
+    Args:
+        trained: from training.
+        material: what it was trained on.
+        home: the owner's home.
+        tell: told what comes next, before every evaluation; what it raises ends the packing, and nothing is kept.
 
     Raises:
         ConfigurationError: the charter does not admit the codec's method.
@@ -77,15 +61,14 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome) -> Packed:
         home.outbox.mkdir(parents=True, exist_ok=True)
     _clear_unfinished(home.outbox)
     folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=home.outbox))
-    encoded = encode_expert(trained, material, home, folder)
+    encoded = encode_expert(trained, material, home, folder, tell=tell)
     manifest = _manifest(trained, material, home, encoded)
     signed = seal(manifest, home.key)
     write_atomically(folder / MANIFEST_NAME, signed.canonical())
     write_atomically(folder / PACKING_NAME, _PackingRecord(key=key).canonical())
     folder.chmod(0o755)
     target = home.contribution(manifest.digest)
-    versions = Versions.of(home, material.anchor)
-    versions.keep(manifest, encoded.path, trained.ffn, trained.rows, encoded.previous)
+    _keep_version(trained, material, home, encoded, manifest)
     folder.rename(target)
     sync_directory(home.outbox)
     return read_packed(target, owner=home.key.public)
@@ -98,39 +81,34 @@ def packing_key(trained: TrainedExpert, home: OwnerHome) -> str:
     return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning})
 
 
-def packed_contributions(home: OwnerHome) -> list[Packed]:
-    """Everything in the outbox, the oldest version first."""
-    folders = [path.parent for path in home.outbox.glob(f"[0-9a-f]*/{MANIFEST_NAME}")]
-    found = [read_packed(folder, owner=home.key.public) for folder in folders]
-    return sorted(found, key=lambda packed: packed.contribution.version)
-
-
-def find_packed(home: OwnerHome, digest: str | None = None) -> Packed:
-    """One contribution of the outbox, by its digest; None takes the newest.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    for packed in reversed(packed_contributions(home)):
-        if digest in (None, packed.digest):
-            return packed
-    what = "a contribution" if digest is None else f"the contribution {digest}"
-    raise ConfigurationError(f"saw no sign of {what} in {home.outbox}; make one with `motet train`")
-
-
-def read_packed(folder: Path, *, owner: str) -> Packed:
-    """A folder of the outbox; raises SignatureError or DocumentError when its manifest is not this owner's."""
-    signed = read_signed(folder / MANIFEST_NAME, "contribution")
-    return Packed(folder=folder, signed=signed, contribution=signed.open(Contribution, by=owner))
-
-
 def _is_the_same(packed: Packed, key: str, material: Material, home: OwnerHome) -> bool:
-    """Whether packing now would differ in nothing but the version and figures measured anew."""
-    path = packed.folder / PACKING_NAME
+    """Whether packing now would differ in nothing but the version and figures measured anew.
+
+    A contribution whose base the coordinator no longer holds has to be made again, unless it was admitted before.
+    """
+    path, manifest = packed.folder / PACKING_NAME, packed.contribution
     if not path.exists() or _PackingRecord.parse(path.read_bytes()).key != key:
         return False
-    saw = (packed.contribution.charter, packed.contribution.name, packed.contribution.terms)
-    return saw == (material.charter, home.config.name, home.config.terms)
+    if (manifest.charter, manifest.name, manifest.terms) != (material.charter, home.config.name, home.config.terms):
+        return False
+    if manifest.base is None or packed.status(home) == "admitted":
+        return True
+    admitted = Versions.of(home, material.anchor).admitted()
+    return admitted is not None and admitted.contribution == manifest.base
+
+
+def _keep_version(
+    trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded, manifest: Contribution
+) -> None:
+    """Keep what a later version needs of this one; without it, that one travels as the change to the anchor."""
+    if home.config.codec.successive == "never" and home.config.training.start == "anchor":
+        return
+    versions = Versions.of(home, material.anchor)
+    try:
+        versions.keep(manifest, encoded.path, trained.ffn, trained.rows, encoded.previous)
+    except StorageError as error:
+        _log.warning("the next version will travel as the change to the anchor: %s", error)
+        versions.forget(manifest.version)
 
 
 def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded) -> Contribution:

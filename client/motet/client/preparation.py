@@ -114,7 +114,7 @@ def prepare(home: OwnerHome) -> Material:
         public=public,
         rows=lda_rows(own, _public_statistics(anchor, home)),
         public_share=home.charter.training.public_share,
-        start=Versions.of(home, anchor).admitted() if home.config.training.start == "latest" else None,
+        start=Versions.of(home, anchor).start() if home.config.training.start == "latest" else None,
     )
 
 

@@ -37,17 +37,17 @@ def split(documents: Sequence[str], *, at_most: int | None = TUNING_DOCUMENTS) -
 def tuned(
     loss: Callable[[float], float], *, around: float = 1.0, evaluations: int = EVALUATIONS
 ) -> tuple[float, float]:
-    """The factor of the least loss, and that loss, by golden-section search on a logarithmic scale.
+    """The factor of the least loss tried, and that loss, by golden-section search on a logarithmic scale.
 
     Args:
         loss: what a factor costs; called `evaluations` times.
-        around: the search is from `LOWEST` to `HIGHEST` times this.
-        evaluations: at least 2.
+        around: tried first; the search is from `LOWEST` to `HIGHEST` times this.
+        evaluations: at least 3.
     """
     low, high = math.log(around * LOWEST), math.log(around * HIGHEST)
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
-    tried = {point: loss(math.exp(point)) for point in inner}
-    for _ in range(evaluations - 2):
+    tried = {point: loss(math.exp(point)) for point in (math.log(around), *inner)}
+    for _ in range(evaluations - 3):
         if tried[inner[0]] <= tried[inner[1]]:
             high, inner = inner[1], [inner[1] - _GOLDEN * (inner[1] - low), inner[0]]
             new = inner[0]

@@ -26,7 +26,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from motet.client.owner import OwnerHome, read_signed
+from motet.client.outbox import packed_contributions
+from motet.client.owner import OwnerHome
 from motet.moe.anchor import Anchor
 from motet.moe.experts import Base, Before, Difference, stored_tensors, values_of
 from motet.moe.routing import RoutingRows
@@ -35,16 +36,20 @@ from motet.protocols.codec import CHUNK_VALUES, UpdateReader
 from motet.protocols.contribution import Contribution
 from motet.protocols.documents import Document
 from motet.protocols.expert_files import StoredTensors, materialise_file
-from motet.protocols.receipts import Receipt
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 _EXPERT, _TRAINED, _RESIDUAL = "expert.safetensors", "trained.safetensors", "residual.safetensors"
-_RECORD = "version.json"
+_RECORD, _START = "version.json", "start.json"
 
 
 class _Record(Document):
     schema_: Literal["motet.version/1"] = Field("motet.version/1", alias="schema")
     contribution: Digest
+
+
+class _Start(Document):
+    schema_: Literal["motet.start/1"] = Field("motet.start/1", alias="schema")
+    contribution: Digest | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +105,7 @@ class Versions:
     @property
     def folder(self) -> Path:
         """Where they lie."""
-        return self.home.work / "versions" / hex_of(self.anchor.digest)[:16] / self.home.config.name
+        return _folder(self.home)
 
     def all(self) -> list[Version]:
         """Every version kept, the oldest first."""
@@ -108,11 +113,32 @@ class Versions:
         return sorted((_read(folder) for folder in found), key=lambda version: version.number)
 
     def admitted(self) -> Version | None:
-        """The newest version that the coordinator holds: admitted by its receipt, and not withdrawn since."""
-        for version in reversed(self.all()):
-            if self._is_admitted(version):
-                return version
-        return None
+        """The version that the coordinator holds, if what a later one needs of it is kept here.
+
+        It holds the newest contribution that it has admitted, unless that one was withdrawn, or a later one was refused
+        because its base is gone.
+        """
+        said = [
+            (packed, verdict) for packed in packed_contributions(self.home) if (verdict := packed.verdict(self.home))
+        ]
+        lost = {packed.contribution.base for packed, verdict in said if verdict.reason == "wrong-base"}
+        decided = [(packed.digest, verdict.status) for packed, verdict in said if verdict.status != "refused"]
+        if not decided or decided[-1][1] != "admitted" or decided[-1][0] in lost:
+            return None
+        return next((version for version in self.all() if version.contribution == decided[-1][0]), None)
+
+    def start(self) -> Version | None:
+        """The version that a training which goes on from the latest begins with: the same until `forget_start`.
+
+        A receipt that comes meanwhile must not turn the training under way into another one.
+        """
+        path = self.folder / _START
+        if not path.exists():
+            admitted = self.admitted()
+            start = _Start(contribution=None if admitted is None else admitted.contribution)
+            write_atomically(path, start.canonical())
+        contribution = _Start.parse(path.read_bytes()).contribution
+        return next((version for version in self.all() if version.contribution == contribution), None)
 
     def keep(
         self,
@@ -134,10 +160,6 @@ class Versions:
         Raises:
             StorageError: the disk is full; the version is then not kept.
         """
-        admitted = self.admitted()
-        for old in self.folder.glob("[0-9]*"):
-            if admitted is None or old != admitted.folder:
-                shutil.rmtree(old)
         folder = self.folder / str(contribution.version)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +175,11 @@ class Versions:
         else:
             self._write_left_out(folder, update, trained, rows, previous, factor)
         write_atomically(folder / _RECORD, _Record(contribution=contribution.digest).canonical())
+        self._drop_all_but(folder, previous, self.admitted(), self._pinned())
+
+    def forget(self, number: int) -> None:
+        """Drop a version that could not be kept whole."""
+        shutil.rmtree(self.folder / str(number), ignore_errors=True)
 
     def _write_error(self, folder: Path, trained: Mapping[str, Tensor], rows: RoutingRows) -> None:
         """The residual of an update whose scale was not tuned: trained less what the coordinator holds."""
@@ -188,17 +215,29 @@ class Versions:
             for spec in specs:
                 writer.write(spec.name, chunks(spec))
 
-    def _is_admitted(self, version: Version) -> bool:
-        path = self.home.contribution(version.contribution) / "receipt.json"
-        if not path.exists():
-            return False
-        return read_signed(path, "receipt").open(Receipt, by=self.home.charter.coordinator).status == "admitted"
+    def _pinned(self) -> Version | None:
+        return self.start() if (self.folder / _START).exists() else None
+
+    def _drop_all_but(self, folder: Path, *versions: Version | None) -> None:
+        wanted = {folder, *(version.folder for version in versions if version is not None)}
+        for old in self.folder.glob("[0-9]*"):
+            if old not in wanted:
+                shutil.rmtree(old)
 
 
 def _chunks(source: Difference, spec: TensorSpec) -> Iterator[bytes]:
     values = spec.nbytes // 2
     for start in range(0, values, CHUNK_VALUES):
         yield source.read(spec, start, min(CHUNK_VALUES, values - start)).tobytes()
+
+
+def forget_start(home: OwnerHome) -> None:
+    """What was trained has left: the next training that goes on from the latest version may take a newer one."""
+    (_folder(home) / _START).unlink(missing_ok=True)
+
+
+def _folder(home: OwnerHome) -> Path:
+    return home.work / "versions" / hex_of(home.charter.anchor.digest)[:16] / home.config.name
 
 
 @contextmanager

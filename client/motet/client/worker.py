@@ -22,11 +22,13 @@ from typing import Any
 from motet.client.contribute import job_result, rides_flower, send, verdict_line
 from motet.client.disclosure import disclosed
 from motet.client.evaluation import evaluate
+from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
-from motet.client.packing import Packed, pack
+from motet.client.packing import pack
 from motet.client.preparation import Material, fetch_anchor, prepare
 from motet.client.spool import Job, Spool
 from motet.client.training import Progress, TrainedExpert, train
+from motet.client.versions import forget_start
 from motet.protocols.canonical import hex_of
 from motet.protocols.control import EvaluateRequest, Phase
 from motet.protocols.errors import FederationError, MotetError
@@ -88,8 +90,17 @@ def make_contribution(
     material, trained = _trained(home, report, should_stop)
     if trained is None:
         return None
-    report(0.85, "encoding, measuring and packing the expert")
-    return pack(trained, material, home)
+
+    def tell(line: str) -> None:
+        if should_stop():
+            raise _Stopped
+        report(0.88, line)
+
+    report(0.85, "encoding the expert")
+    try:
+        return pack(trained, material, home, tell=tell)
+    except _Stopped:
+        return None
 
 
 def trained_expert(home: OwnerHome, *, report: Report = lambda share, line: None) -> tuple[Material, TrainedExpert]:
@@ -162,12 +173,16 @@ class _JobRun:
         if packed is None:
             raise _Stopped
         settings = home.config.contribution
-        if packed.receipt.exists():  # the owner has contributed it by hand, perhaps a moment ago
-            self._send(home, packed)
-        elif settings.consent == "ask" or settings.transport == "file":
+        asks = settings.consent == "ask" or settings.transport == "file"
+        if asks and not packed.receipt.exists():  # else the owner has contributed it by hand, perhaps a moment ago
             how = "`motet contribute --to FILE`" if settings.transport == "file" else "`motet contribute`"
             self._tell("waiting", detail=f"packed; {how} lets it leave", result=job_result(packed, None))
-        elif rides_flower(home, packed):
+            return
+        self._hand_over(home, packed)
+        forget_start(home)
+
+    def _hand_over(self, home: OwnerHome, packed: Packed) -> None:
+        if not packed.receipt.exists() and rides_flower(home, packed):
             self._tell("done", detail="packed; Flower carries it", result=job_result(packed, None, inline=True))
         else:
             self._send(home, packed)

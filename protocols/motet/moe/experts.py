@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +25,7 @@ from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import CodecSettings, Encoding, UpdateReader, apply, encode
+from motet.protocols.codec.changes import SLAB
 from motet.protocols.errors import ExpertError
 from motet.protocols.expert_files import (
     StoredTensors,
@@ -94,10 +96,14 @@ class Difference:
         if spec.name in self._rows:
             row: NDArray[Any] = self._rows[spec.name].detach().cpu().float().numpy()[start : start + count]
             return row
-        before = self._before(self._specs[spec.name], start, count)
-        after = self._trained[spec.name].detach().reshape(-1)[start : start + count].cpu()
-        bits: NDArray[Any] = (after.float() - before).bfloat16().view(torch.int16).numpy()
-        return bits.view("uint16")
+        bits = np.empty(count, np.uint16)
+        after = self._trained[spec.name].detach().reshape(-1)
+        for done in range(0, count, SLAB):
+            size = min(SLAB, count - done)
+            before = self._before(self._specs[spec.name], start + done, size)
+            part = after[start + done : start + done + size].cpu().float() - before
+            bits[done : done + size] = part.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return bits
 
 
 def values_of(stored: StoredTensors) -> Before:

@@ -1,0 +1,82 @@
+"""The outbox: every contribution that was packed, each in a folder with its manifest, its update and its receipt.
+
+for packed in packed_contributions(home):
+    packed.digest, packed.update, packed.status(home)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from motet.client.owner import OwnerHome, read_signed
+from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
+from motet.protocols.contribution import Contribution
+from motet.protocols.errors import ConfigurationError
+from motet.protocols.receipts import Receipt
+from motet.protocols.signing import Signed
+
+RECEIPT_NAME = "receipt.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A contribution in the outbox."""
+
+    folder: Path
+    signed: Signed
+    contribution: Contribution
+
+    @property
+    def digest(self) -> str:
+        """The contribution's name."""
+        return self.contribution.digest
+
+    @property
+    def update(self) -> Path:
+        """The update's file."""
+        return self.folder / UPDATE_NAME
+
+    @property
+    def receipt(self) -> Path:
+        """Where the coordinator's receipt is kept once there is one."""
+        return self.folder / RECEIPT_NAME
+
+    def verdict(self, home: OwnerHome) -> Receipt | None:
+        """What the coordinator said last; None if it said nothing yet.
+
+        Raises:
+            SignatureError: the receipt kept is not the coordinator's.
+        """
+        if not self.receipt.exists():
+            return None
+        return read_signed(self.receipt, "receipt").open(Receipt, by=home.charter.coordinator)
+
+    def status(self, home: OwnerHome) -> str | None:
+        """The verdict in a word: "admitted", "refused", "withdrawn", or None; raises as `verdict` does."""
+        verdict = self.verdict(home)
+        return None if verdict is None else verdict.status
+
+
+def packed_contributions(home: OwnerHome) -> list[Packed]:
+    """Everything in the outbox, the oldest version first."""
+    folders = [path.parent for path in home.outbox.glob(f"[0-9a-f]*/{MANIFEST_NAME}")]
+    found = [read_packed(folder, owner=home.key.public) for folder in folders]
+    return sorted(found, key=lambda packed: packed.contribution.version)
+
+
+def find_packed(home: OwnerHome, digest: str | None = None) -> Packed:
+    """One contribution of the outbox, by its digest; None takes the newest.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    for packed in reversed(packed_contributions(home)):
+        if digest in (None, packed.digest):
+            return packed
+    what = "a contribution" if digest is None else f"the contribution {digest}"
+    raise ConfigurationError(f"saw no sign of {what} in {home.outbox}; make one with `motet train`")
+
+
+def read_packed(folder: Path, *, owner: str) -> Packed:
+    """A folder of the outbox; raises SignatureError or DocumentError when its manifest is not this owner's."""
+    signed = read_signed(folder / MANIFEST_NAME, "contribution")
+    return Packed(folder=folder, signed=signed, contribution=signed.open(Contribution, by=owner))
