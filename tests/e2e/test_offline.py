@@ -111,3 +111,29 @@ def test_nothing_leaves_without_consent(trained, on_stage, monkeypatch: pytest.M
     assert not file.exists()
     dry = stage.here("contribute", "--dir", stage.owner("medicine"), "--dry-run", "--json").json
     assert dry["sent"] is False
+
+
+def test_a_later_version_travels_as_the_change_since_the_receipt(trained, on_stage) -> None:
+    """Both sides go through it: what the coordinator then holds is, bit for bit, what the owner says that it holds."""
+    stage = on_stage(trained)
+    home, first = stage.owner("medicine"), stage.outbox("medicine")
+    receipt = ("--receipt", first / "receipt.json")
+    stage.here("admit", stage.file("medicine"), "--dir", stage.coordinator, *receipt)
+    settings = (home / "owner.toml").read_text()
+    settings = settings.replace("steps = 3", "steps = 4").replace('successive = "auto"', 'successive = "always"')
+    (home / "owner.toml").write_text(settings)
+
+    stage.here("train", "--dir", home)
+    stage.here("contribute", "--dir", home, "--to", stage.root / "second.motet", "--yes")
+    shown = stage.here("inspect", stage.root / "second.motet", "--json").json
+    assert shown["base"] == f"sha256:{first.name}"
+    admitted = stage.here("admit", stage.root / "second.motet", "--dir", stage.coordinator, "--json").json
+    assert admitted["status"] == "admitted"
+
+    digest = admitted["subject"].removeprefix("sha256:")
+    held = stage.coordinator / "store" / "experts" / digest / "expert.safetensors"
+    (version,) = home.glob("work/versions/*/medicine/2")
+    assert held.read_bytes() == (version / "expert.safetensors").read_bytes()
+    assert json.loads((version / "version.json").read_text())["contribution"] == admitted["subject"]
+    made = stage.here("assemble", "--dir", stage.coordinator, "--json").json
+    assert made["members"] == ["medicine"]
