@@ -11,11 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from motet.protocols.canonical import canonical_json, digest_of, file_digest, hex_of, storage_errors, write_atomically
+from motet.protocols.canonical import (
+    bytes_digest,
+    canonical_json,
+    digest_of,
+    file_digest,
+    hex_of,
+    storage_errors,
+    write_atomically,
+)
 from motet.protocols.charter import AnchorPin, Charter
+from motet.protocols.codec.frames import FrameWriter
+from motet.protocols.codec.header import Header
 from motet.protocols.contribution import Contribution, JoinRequest, Score
 from motet.protocols.documents import MAX_DOCUMENT_BYTES, Document, read_toml
 from motet.protocols.errors import ConfigurationError, DocumentError, StorageError
+from motet.protocols.tensor_files import TensorWriter
 
 ZEROS = "sha256:" + "0" * 64
 OWNER = "ed25519:" + "a" * 64
@@ -183,3 +194,14 @@ def test_a_read_only_disk_is_a_storage_error(tmp_path: Path) -> None:
         fail()
     with pytest.raises(FileNotFoundError), storage_errors(tmp_path):
         (tmp_path / "none").read_bytes()
+
+
+def test_where_no_file_can_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file/x", tmp_path / "file/x/y", Path("/proc/x"), tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError, match=f"cannot write {path}"):
+            write_atomically(path, b"")
+        with pytest.raises(StorageError, match=f"cannot write {path}"):
+            TensorWriter(path, [])
+        with pytest.raises(StorageError, match=f"cannot write {path}"):
+            FrameWriter(path, Header(anchor=bytes_digest(b""), tensors=()))

@@ -12,16 +12,22 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import StringConstraints
 
 from motet.protocols.errors import StorageError
 
 CHUNK_BYTES = 1 << 20
+
+_UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
+)
+_NO_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST})
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -69,13 +75,31 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for a pipe or a device, which could be waited for without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a `StorageError` that names the path and the next step."""
+def storage_errors(path: Path, *, new: bool = False) -> Iterator[None]:
+    """Turn a full, failing or unwritable disk into a `StorageError` that names the path and the next step.
+
+    Args:
+        path: what is written.
+        new: nothing but a new file is made inside, so that a folder which is not there, or is none, is such an error
+            too; anywhere else it may be a file that another process took away.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in (_UNWRITABLE | _NO_FOLDER if new else _UNWRITABLE):
             raise
         raise StorageError(
             f"cannot write {path}: {error.strerror}; free space there or choose another folder, then run the same "
@@ -90,7 +114,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         StorageError: the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with storage_errors(path):
+    with storage_errors(path, new=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:

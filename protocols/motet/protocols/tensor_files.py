@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from motet.protocols.canonical import storage_errors, sync_directory
+from motet.protocols.canonical import open_regular, storage_errors, sync_directory
 from motet.protocols.errors import TensorFileError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> dict
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
         raise TensorFileError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
 
@@ -258,7 +258,7 @@ class TensorWriter:
         self._layout, header = _lay_out(specs)
         self._pending = set(self._layout)
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with storage_errors(path):
+        with storage_errors(path, new=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("xb")
         try:

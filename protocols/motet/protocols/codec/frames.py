@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from motet.protocols.canonical import CHUNK_BYTES, storage_errors, sync_directory
+from motet.protocols.canonical import CHUNK_BYTES, open_regular, storage_errors, sync_directory
 from motet.protocols.codec.deflate import deflate, inflate, most_deflated
 from motet.protocols.codec.header import MAX_HEADER_BYTES, Header, Span, TensorHeader, bytes_of
 from motet.protocols.errors import CodecError
@@ -55,7 +55,7 @@ class FrameWriter:
         self.path = path
         self._state = hashlib.sha256()
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with storage_errors(path):
+        with storage_errors(path, new=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("xb")
         text = header.canonical()
@@ -116,7 +116,7 @@ class FrameReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb")
+            self._file = open_regular(path)
         except OSError as error:
             raise CodecError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
         try:
