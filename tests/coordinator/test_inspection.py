@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from motet.coordinator.admission import Findings, examine_update
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import cpu_seconds, inspect, read_findings, run_child
+from motet.coordinator.store import ExpertStore
 from motet.protocols.codec import CodecSettings, Header, TensorHeader
 from motet.protocols.codec.deflate import deflate
 from motet.protocols.codec.frames import MAGIC
@@ -163,6 +164,23 @@ def test_ten_gigabytes_that_nobody_wants_are_not_decoded(
     assert judged(home, medicine, path, findings) == "wrong-shape"
 
 
+def test_only_values_that_are_not_finite_count_as_such(
+    home: CoordinatorHome, medicine: object, write_update: WriteUpdate, tmp_path: Path
+) -> None:
+    """By what was found, not by how it is said: a tensor's name is the owner's to choose."""
+    wanted = update_specs(home.anchor_manifest)
+    bad = read_findings(write_update(tmp_path / "bad", poison=float("nan")), wanted)
+    assert not bad.finite
+    name = "saw NaN or infinity"
+    tensor = {"dtype": "F32", "method": "raw", "name": name, "shape": [1]}
+    header = {"anchor": ANCHOR, "chunk_values": 1024, "schema": "motet.update/1", "tensors": [tensor]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    (tmp_path / "named").write_bytes(file_of(text, b"\xff" * 8))
+    named = read_findings(tmp_path / "named", wanted)
+    assert name in (named.problem or "")
+    assert named.finite
+
+
 def test_a_footer_of_another_file(home: CoordinatorHome, medicine: object, update: Path) -> None:
     update.write_bytes(update.read_bytes()[:-32] + bytes(32))
     findings = read_findings(update, update_specs(home.anchor_manifest))
@@ -236,6 +254,32 @@ def test_a_child_that_meets_its_caps_is_a_refusal(tmp_path: Path, monkeypatch: p
     script.write_text("import no_such_module")
     with pytest.raises(FederationError, match="before it read anything: ModuleNotFoundError"):
         run_child("greedy_module", [], cpu_seconds=60)
+
+
+FAILING_DISK = """
+import errno, os
+pread = os.pread
+def failing(descriptor, size, offset):
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith("failing.motetup"):
+        raise OSError(errno.EIO, "Input/output error")
+    return pread(descriptor, size, offset)
+os.pread = failing
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fails_is_no_refusal(
+    home: CoordinatorHome, medicine: object, write_update: WriteUpdate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the child that inspects, nor of the one that makes the expert."""
+    update = write_update(tmp_path / "failing.motetup")
+    (tmp_path / "sitecustomize.py").write_text(FAILING_DISK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(FederationError, match=r"a fault of this machine: \[Errno 5\] Input/output error"):
+        inspect(update, home)
+    contribution = medicine.manifest(home, update).open(Contribution)
+    with pytest.raises(FederationError, match="a fault of this machine"):
+        ExpertStore(home.experts_directory).materialise(contribution, update, home)
 
 
 @pytest.mark.slow

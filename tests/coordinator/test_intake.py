@@ -192,10 +192,16 @@ def test_a_sum_that_is_not_finite_is_the_updates_fault_and_a_damaged_anchor_is_n
         store.materialise(contribution, update, home)
     assert caught.value.reason == "not-finite"
     assert not store.file_of(contribution.digest).exists()
+    good = write_update(tmp_path / "good")
+    contribution, whole = medicine.manifest(home, good).open(Contribution), good.read_bytes()
+    good.write_bytes(whole[:-1])  # since it was inspected
+    with pytest.raises(FederationError, match=r"\(CodecError: "):
+        store.materialise(contribution, good, home)
+    good.write_bytes(whole)
     weights = home.anchor_directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(FederationError, match="TensorFileError"):
-        store.materialise(contribution, write_update(tmp_path / "good"), home)
+        store.materialise(contribution, good, home)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from motet.coordinator.admission import Findings, FoundTensor
@@ -23,7 +24,7 @@ from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import file_digest
 from motet.protocols.codec import TensorHeader, UpdateReader
 from motet.protocols.codec.numpy_kernels import NumpyKernels
-from motet.protocols.errors import AdmissionRefused, CodecError, FederationError
+from motet.protocols.errors import AdmissionRefused, CodecError, FederationError, NotFiniteError
 from motet.protocols.expert_files import update_specs
 from motet.protocols.tensor_files import TensorSpec
 
@@ -39,8 +40,8 @@ _PATIENCE = 5
 """Wall-clock seconds for each of CPU time: a busy machine or a slow disk is no fault of the file."""
 _STOPPED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGKILL}
 """How a child ends that somebody stopped: the service on its way down, or the kernel short of memory."""
-_NOT_FINITE = "saw NaN or infinity"
-"""What the codec says of a value that travels unchanged and is not finite."""
+_OURS = os.EX_IOERR
+"""How a child ends that this machine failed: a disk that cannot be read, no room, too many open files."""
 
 
 def inspect(update: Path, home: CoordinatorHome) -> Findings:
@@ -68,12 +69,14 @@ def cpu_seconds(update: Path, manifest: AnchorManifest, *, base: int, bytes_per_
 def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes:
     """Run a module of ours as `python -m` in a child process; its standard output.
 
-    The module calls `limit_resources`, then `ready` before it touches what it was given: whatever goes wrong before is
-    our fault, and so is a child that somebody stops or that this machine has no time for.
+    The module calls `limit_resources`, then `ready` before it touches what it was given, and reads that within
+    `own_faults`: whatever goes wrong before is our fault, and so is an error of the system, or a child that somebody
+    stops or that this machine has no time for.
 
     Raises:
         AdmissionRefused: with the reason "uninspectable": it ran out of CPU time or memory, or crashed.
-        FederationError: it could not be started, was stopped, or took far longer than its CPU time.
+        FederationError: it could not be started, was stopped, took far longer than its CPU time, or the system failed
+            it.
     """
     quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", module, *arguments]
@@ -99,6 +102,8 @@ def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
         if not ran.stdout:
             raise FederationError(f"{module} ended with status {ran.returncode} before it read anything: {last}")
+        if ran.returncode == _OURS:
+            raise FederationError(f"{module} met a fault of this machine: {last}; mend it, send the contribution again")
         raise _uninspectable(f"reading it ended with status {ran.returncode}: {last}")
     return ran.stdout
 
@@ -122,6 +127,16 @@ def ready() -> None:
     sys.stdout.flush()
 
 
+@contextmanager
+def own_faults() -> Iterator[None]:
+    """End the child in a way that says whose fault it is, if the system fails: never that of the file."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(_OURS) from error
+
+
 def read_findings(path: Path, wanted: Sequence[TensorSpec]) -> Findings:
     """What is in the file, in this process; chunks are decoded only if its tensors are exactly `wanted`, in any order.
 
@@ -139,7 +154,7 @@ def read_findings(path: Path, wanted: Sequence[TensorSpec]) -> Findings:
                 found = found.model_copy(update={"tensors": decoded})
     except CodecError as error:
         said = str(error).replace(str(path), path.name)[:1000]
-        return found.model_copy(update={"problem": said, "finite": _NOT_FINITE not in said})
+        return found.model_copy(update={"problem": said, "finite": not isinstance(error, NotFiniteError)})
     return found
 
 
@@ -163,7 +178,8 @@ def main() -> None:
     wanted = update_specs(read_anchor_manifest(Path(manifest), expect=anchor))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     ready()
-    sys.stdout.write(read_findings(Path(update), wanted).model_dump_json())
+    with own_faults():
+        sys.stdout.write(read_findings(Path(update), wanted).model_dump_json())
 
 
 def _uninspectable(why: str) -> AdmissionRefused:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from motet.coordinator.home import CoordinatorHome, read_anchor_manifest
-from motet.coordinator.inspection import WORKERS, cpu_seconds, limit_resources, ready, run_child
+from motet.coordinator.inspection import WORKERS, cpu_seconds, limit_resources, own_faults, ready, run_child
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
 from motet.protocols.codec.numpy_kernels import NumpyKernels
 from motet.protocols.contribution import Contribution
@@ -53,7 +53,8 @@ class ExpertStore:
         Raises:
             AdmissionRefused: the expert is not finite in the anchor's dtype, or making it met the child's caps.
             StorageError: the disk is full; what is there is kept.
-            FederationError: it failed for a reason of ours, such as a damaged anchor, or a base that is not there.
+            FederationError: it failed for a reason of ours, such as a damaged anchor, a base that is not there, or an
+                update that is no longer what was examined.
         """
         target = self.file_of(contribution.digest)
         if target.exists():
@@ -116,7 +117,7 @@ class ExpertStore:
 def _raise_what_it_says(answer: dict[str, str]) -> None:
     """The update was examined before: of what can still go wrong, only a sum that is not finite is its fault."""
     match answer:
-        case {"error": "CodecError", "message": message}:
+        case {"error": "NotFiniteError", "message": message}:
             raise AdmissionRefused(f"refused (not-finite): {message}", reason="not-finite")
         case {"error": "StorageError", "message": message}:
             raise StorageError(message)
@@ -132,7 +133,8 @@ def main() -> None:
     manifest, anchor, update, target, seconds, changed, *base = sys.argv[1:]
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
     try:
-        _materialise(Path(manifest), anchor, Path(update), Path(target), Path(changed), base[0] if base else None)
+        with own_faults():
+            _materialise(Path(manifest), anchor, Path(update), Path(target), Path(changed), base[0] if base else None)
     except MotetError as error:
         sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
     else:

@@ -9,6 +9,7 @@
     ├── StatisticsError            calibration statistics are missing, damaged or of another anchor
     ├── TensorFileError            a tensor file is malformed
     ├── CodecError                 an update file is malformed, or values cannot be encoded
+    │   └── NotFiniteError         a value in it, or one that it makes, is NaN or infinite
     ├── ExpertError                an expert or its routing rows do not fit the anchor, or are not finite
     ├── DataError                  an owner's data is empty, unreadable or too small
     ├── TrainingError              training cannot start, or diverged
@@ -91,6 +92,10 @@ class CodecError(MotetError):
     """An update file is malformed, damaged or of another anchor, or values cannot be encoded; says where."""
 
     exit_code = 17
+
+
+class NotFiniteError(CodecError):
+    """A value of an update is NaN or infinite, or the value of the expert that it makes is."""
 
 
 class ExpertError(MotetError):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motet.protocols.codec.kernels import Kernels
-from motet.protocols.errors import CodecError
+from motet.protocols.errors import CodecError, NotFiniteError
 
 SLAB = 1 << 18
 """Values widened to float32 at a time."""
@@ -76,7 +76,8 @@ class Change(ABC):
         A bytearray is given away: it is changed in place and is the result's memory. Anything else stays as it is.
 
         Raises:
-            CodecError: a value is not finite afterwards, or `stored` has another size.
+            NotFiniteError: a value is not finite afterwards.
+            CodecError: `stored` has another size.
         """
         words = words_of(stored, dtype)
         words = words if isinstance(stored, bytearray) else words.copy()
@@ -84,7 +85,7 @@ class Change(ABC):
             raise CodecError(f"{self.where}: saw {len(words)} values to change, wanted {self.count}; use the anchor")
         self._add(words, dtype)
         if not all_finite(words, dtype):
-            raise CodecError(f"{self.where}: saw a value that is not finite in {dtype}; train again, pack again")
+            raise NotFiniteError(f"{self.where}: saw a value that is not finite in {dtype}; train again, pack again")
         return words
 
 

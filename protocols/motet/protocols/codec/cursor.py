@@ -1,6 +1,6 @@
 """Reading a chunk's payload front to back, with every length checked before it is believed.
 
-cursor = Cursor(payload, where="medicine.motet-update: model.layers.0.mlp.up_proj.weight, chunk 3")
+cursor = Cursor(payload, where="medicine.motetup: model.layers.0.mlp.up_proj.weight, chunk 3")
 mode, count = cursor.u8("mode"), cursor.u32("count", most=values)
 signs = cursor.take(-(-count // 8), "signs")
 cursor.end()
@@ -44,9 +44,9 @@ class Cursor:
         if left := len(self._data) - self._position:
             raise self.problem(f"saw {left} bytes after the last section, wanted none")
 
-    def problem(self, what: str) -> CodecError:
+    def problem(self, what: str, kind: type[CodecError] = CodecError) -> CodecError:
         """An error that says where; the caller raises it."""
-        return CodecError(f"{self.where}: {what}; the file is damaged or was not made by this format: fetch it again")
+        return kind(f"{self.where}: {what}; the file is damaged or was not made by this format: fetch it again")
 
     @contextmanager
     def naming_place(self) -> Iterator[None]:

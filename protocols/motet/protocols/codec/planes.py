@@ -15,6 +15,7 @@ from motet.protocols.codec.changes import SLAB, DenseChange, Floats, widen, word
 from motet.protocols.codec.cursor import Cursor
 from motet.protocols.codec.deflate import deflate, inflate, most_deflated
 from motet.protocols.codec.header import Span, TensorHeader, bytes_of
+from motet.protocols.errors import NotFiniteError
 
 
 def encode_raw(words: NDArray[np.generic]) -> bytes:
@@ -34,7 +35,7 @@ def encode_lossless(bits: NDArray[np.uint16]) -> bytes:
 
 
 def decode_raw(payload: bytes, span: Span, tensor: TensorHeader, *, where: str) -> DenseChange:
-    """The change that a payload describes; raises CodecError for another size, NaN or infinity."""
+    """The change that a payload describes; raises CodecError for another size, NotFiniteError for NaN or infinity."""
     cursor = Cursor(payload, where=where)
     words = words_of(cursor.take(bytes_of(tensor.spec, span.count), "values"), tensor.dtype)
     cursor.end()
@@ -42,7 +43,7 @@ def decode_raw(payload: bytes, span: Span, tensor: TensorHeader, *, where: str) 
 
 
 def decode_lossless(payload: bytes, span: Span, tensor: TensorHeader, *, where: str) -> DenseChange:
-    """The change that a payload describes; raises CodecError for another size, NaN or infinity."""
+    """The change that a payload describes; raises CodecError for another size, NotFiniteError for NaN or infinity."""
     cursor = Cursor(payload, where=where)
     packed = cursor.u32("deflated bytes of exponents", most=most_deflated(span.count))
     plane = inflate(cursor.take(packed, "exponents"), span.count, where=f"{where}: exponents")
@@ -63,5 +64,5 @@ def decode_lossless(payload: bytes, span: Span, tensor: TensorHeader, *, where: 
 def _change(cursor: Cursor, slab: Callable[[int, int], Floats], span: Span) -> DenseChange:
     for start in range(0, span.count, SLAB):
         if not np.isfinite(slab(start, min(start + SLAB, span.count))).all():
-            raise cursor.problem("saw NaN or infinity, wanted finite values")
+            raise cursor.problem("saw NaN or infinity, wanted finite values", NotFiniteError)
     return DenseChange(start=span.start, count=span.count, where=cursor.where, slab=slab)
