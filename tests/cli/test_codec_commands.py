@@ -1,6 +1,7 @@
 """`motet inspect`, `verify`, `pack` and `unpack`: files in, files out, and what is said of them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from motet.protocols.contribution import CodecRecord, Contribution, Terms, Train
 from motet.protocols.expert_files import StoredTensors, expert_specs, materialise_file, update_specs
 from motet.protocols.signing import SigningKey, seal
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
+from motet.protocols.update_files import Differences, pack
 
 KEY = SigningKey.generate()
 Motet = Callable[..., str]
@@ -316,6 +318,35 @@ def test_a_dry_run_leaves_nothing(motet: Motet, difference, anchor_directory, tm
     assert found["file"] is None
     assert found["file_bytes"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["difference.safetensors"]
+
+
+@pytest.mark.parametrize("method", ["ternary", "levels", "lossless"])
+def test_pack_writes_one_file(manifest, difference, tmp_path: Path, method) -> None:
+    """Nothing but the update lies there at any moment, so nothing else is there after a sudden end."""
+    made: set[str] = set()
+    tell = lambda done, total: made.update(path.name for path in (tmp_path / "out").iterdir())  # noqa: E731
+    (tmp_path / "out").mkdir()
+    with Differences(difference, manifest) as source:
+        chosen = CodecSettings(method=method)
+        pack(source, manifest, tmp_path / "out" / "u", chosen, scale_factor=None, on_progress=tell)
+    assert len(made) == 1
+    assert made.pop().startswith(".u.")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["u"]
+
+
+def test_where_nothing_can_be_written_it_is_said(motet: Motet, difference, update, anchor_directory, tmp_path) -> None:
+    for out in ("/proc/x", difference / "x", difference / "x" / "y"):
+        assert f"cannot write {out}" in motet("unpack", update, "--out", out, code=16)
+        assert f"cannot write {out}" in motet("unpack", update, "--anchor", anchor_directory, "--out", out, code=16)
+        assert f"cannot write {out}" in motet("pack", difference, "--anchor", anchor_directory, "--out", out, code=16)
+
+
+def test_a_pipe_is_not_waited_for(motet: Motet, anchor_directory, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for command in (("inspect",), ("verify",), ("unpack", "--out", tmp_path / "x")):
+        assert "not a regular file" in motet(*command, tmp_path / "pipe", code=17)
+    pack = ("pack", tmp_path / "pipe", "--anchor", anchor_directory, "--out", tmp_path / "x")
+    assert "not a regular file" in motet(*pack, code=4)
 
 
 def test_nothing_is_overwritten_unasked(motet: Motet, difference, update, anchor_directory, tmp_path: Path) -> None:

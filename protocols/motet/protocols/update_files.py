@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motet.protocols.anchor_manifest import AnchorManifest
-from motet.protocols.canonical import file_digest, storage_errors
-from motet.protocols.codec import CodecSettings, Header, Source, UpdateReader, apply, encode, rescale, verify
+from motet.protocols.canonical import file_digest, open_regular
+from motet.protocols.codec import CodecSettings, Header, Source, UpdateReader, apply, encode, verify
 from motet.protocols.codec.changes import Floats, narrow, widen, words_of
 from motet.protocols.codec.frames import MAGIC
 from motet.protocols.codec.header import bytes_of
 from motet.protocols.container import MANIFEST_NAME, read_container
 from motet.protocols.contribution import Contribution
-from motet.protocols.errors import CodecError, ExpertError
+from motet.protocols.errors import CodecError, ExpertError, NotFiniteError
 from motet.protocols.expert_files import StoredTensors, expert_specs, update_specs
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
@@ -153,21 +153,13 @@ def pack(
         The factor taken; None for a method without scales to choose.
 
     Raises:
-        CodecError, StorageError: as `codec.encode` and `codec.rescale` do.
+        CodecError, StorageError: as `codec.encode` does.
     """
-    specs = update_specs(manifest)
+    specs, anchor = update_specs(manifest), manifest.digest
+    written = encode(out, source, specs, settings, anchor=anchor, factor=scale_factor, on_progress=on_progress)
     if not settings.surveyed:
-        encode(out, source, specs, settings, anchor=manifest.digest, on_progress=on_progress)
         return None
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=".motet-")
-    with staging as folder:
-        plain = Path(folder) / out.name
-        written = encode(plain, source, specs, settings, anchor=manifest.digest, on_progress=on_progress)
-        factor = written.factor if scale_factor is None else scale_factor
-        rescale(plain, out, factor)
-        return factor
+    return written.factor if scale_factor is None else scale_factor
 
 
 class _TensorFile:
@@ -235,7 +227,7 @@ class TrainedWeights(_TensorFile):
 
 def _rounded(values: Floats, name: str) -> NDArray[np.uint16]:
     if not np.isfinite(values).all():
-        raise CodecError(f"{name}: saw NaN or infinity, wanted finite values only; look for a diverged loss")
+        raise NotFiniteError(f"{name}: saw NaN or infinity, wanted finite values only; look for a diverged loss")
     return narrow(values, "BF16").view(np.uint16)
 
 
@@ -259,7 +251,7 @@ def _wide(spec: TensorSpec) -> TensorSpec:
 def _is_container(path: Path) -> bool:
     """Whether a file begins as a container does; an update, or what cannot be read, is left to its reader."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(512)
     except OSError:
         return False

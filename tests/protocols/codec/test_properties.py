@@ -52,8 +52,10 @@ def test_what_is_written_can_be_read(matrix: np.ndarray, chosen: CodecSettings, 
         refused = True  # what no scale reaches
     else:
         refused = False
-    assert not refused or np.abs(floats(matrix)).max() > 1e4
     if refused:
+        values = np.abs(floats(matrix).astype(np.float64))
+        rms = np.sqrt((values**2).mean())
+        assert values.max() > 1e4 or (chosen.method == "levels" and values.max() > 256 * chosen.step * rms)
         return
     verify(path)
     with UpdateReader(path, wanted=[spec], anchor=ANCHOR) as update:
@@ -63,6 +65,13 @@ def test_what_is_written_can_be_read(matrix: np.ndarray, chosen: CodecSettings, 
         np.testing.assert_array_equal(found.view(np.uint32), floats(matrix).view(np.uint32))
     else:
         assert (np.sign(found) * np.sign(floats(matrix)) >= 0).all()
+
+
+def test_tiny_steps_are_refused(tmp_path: Path) -> None:
+    test_what_is_written_can_be_read.hypothesis.inner_test(
+        np.full((3, 4), 0x3F80, np.uint16), CodecSettings(method="levels", step=1e-3), NumpyKernels(), tmp_path
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["ternary", "levels", "int8", "int4", "lossless", "raw"])

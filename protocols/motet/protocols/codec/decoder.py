@@ -4,8 +4,8 @@ Guarantees: names, dtypes and shapes are those that the reader's caller wants, n
 allocated on the word of a count that was not capped, and nothing is decoded before its checksum.
 
     with UpdateReader(path, wanted=update_specs(manifest), anchor=manifest.digest) as update:
-        for spec, start, words in apply(update, stored):      # `stored(spec, start, count)`: the anchor's bytes
-            ...
+        for spec, start, words in apply(update, stored, expert_specs(manifest)):
+            ...                                               # `stored(spec, start, count)`: the anchor's bytes
     verify(path)                                              # everything, footer included
 """
 
@@ -60,8 +60,8 @@ class UpdateReader:
     ) -> None:
         self.path = path
         self._frames = FrameReader(path)
-        self._kernels = paths or kernels.best(self._frames.header.values)
         try:
+            self._kernels = paths or kernels.best(self._frames.header.values)
             self.header = scaled(self._frames.header, factor) if factor != 1.0 else self._frames.header
             if wanted is not None:
                 require_specs(self.header.specs, wanted, where=path.name)

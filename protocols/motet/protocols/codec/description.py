@@ -3,7 +3,7 @@
 The bound is ComPEFT's (arXiv 2311.13171, section 2): H(k) + k bits per parameter for ternary values of density k at
 independent positions, H the binary entropy in bits. Rows that differ in density can go below it.
 
-    description = describe(Path("update.motet-update"))
+    description = describe(Path("update.motetup"))
     description.bits_per_parameter, description.bound
 """
 

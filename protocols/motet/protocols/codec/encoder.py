@@ -4,12 +4,12 @@ The first pass counts magnitudes, which fixes thresholds and scales for the whol
 or block method needs no first pass. Memory is a few chunks, whatever the size of the model.
 
     source = FileSource(Path("difference.safetensors"))
-    encode(Path("update.motet-update"), source, source.specs, CodecSettings(method="ternary"), anchor=digest)
+    encode(Path("update.motetup"), source, source.specs, CodecSettings(method="ternary"), anchor=digest)
     rescale(path, other, factor=2.0)        # the same chunks, every scale doubled: how the owner tunes it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from motet.protocols.codec import blocks, kernels, planes, sparse
 from motet.protocols.codec.changes import all_finite, words_of
 from motet.protocols.codec.frames import FrameReader, FrameWriter, copy_with_header
-from motet.protocols.codec.header import CHUNK_VALUES, Header, Span, TensorHeader, bytes_of
+from motet.protocols.codec.header import CHUNK_VALUES, Header, Span, TensorHeader, bytes_of, checked
 from motet.protocols.codec.kernels import Kernels
 from motet.protocols.codec.pipeline import WORKERS, ordered
 from motet.protocols.codec.planning import Plan, Progress, Source, Surveyor, Told, bf16_bits
@@ -50,8 +50,8 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """An update file that was written: its header, and by which factor its scales should be larger if nobody tunes
-    them (see `survey.Survey.factor`)."""
+    """An update file that was written: its header, and by which factor scales of the least squared error should be
+    larger if nobody tunes them (see `survey.Survey.factor`), whatever factor was taken."""
 
     header: Header
     factor: float
@@ -65,12 +65,13 @@ def encode(
     *,
     anchor: str,
     base: str | None = None,
+    factor: float | None = 1.0,
     chunk_values: int = CHUNK_VALUES,
     paths: Kernels | None = None,
     workers: int = WORKERS,
     on_progress: Progress = lambda done, total: None,
 ) -> Encoding:
-    """Write an update file, its scales those of the least squared error.
+    """Write an update file.
 
     Args:
         path: the file; it appears whole or not at all.
@@ -80,6 +81,8 @@ def encode(
         settings: the method and its options.
         anchor: the digest of the anchor that the differences are against.
         base: the digest of the contribution whose expert they are against; None for the anchor itself.
+        factor: what every scale of a ternary or levels tensor is multiplied with, as `rescale` does; 1 is the least
+            squared error, and None what the survey of the values suggests.
         chunk_values: values in a chunk; another number is another file of the same values.
         paths: numpy or native kernels; the best there is when None. Both write the same bytes.
         workers: threads.
@@ -89,7 +92,8 @@ def encode(
         What was written.
 
     Raises:
-        CodecError: a value is NaN or infinite, or a tensor is too large for the format.
+        NotFiniteError: a value is NaN or infinite.
+        CodecError: a value, a tensor or a digest is none that the format can hold, or a scale leaves its range.
         StorageError: the disk is full.
     """
     survey = Surveyor(
@@ -99,19 +103,15 @@ def encode(
         workers=workers,
         progress=Told(on_progress, specs, settings),
     )
-    plans, factor = survey.plan(specs, settings)
-    header = Header(anchor=anchor, base=base, chunk_values=chunk_values, tensors=tuple(plan.header for plan in plans))
-
-    def work(job: tuple[int, TensorHeader, Span]) -> tuple[int, Span, bytes]:
-        index, tensor, span = job
-        words = source.read(tensor.spec, span.start, span.count)
-        return index, span, _payload(words, span, plans[index], survey.kernels)
-
+    plans, suggested = survey.plan(specs, settings)
+    tensors = tuple(plan.header for plan in plans)
+    header = checked(Header, path.name, anchor=anchor, base=base, chunk_values=chunk_values, tensors=tensors)
+    header = scaled(header, suggested if factor is None else factor)
     with FrameWriter(path, header) as writer:
-        for index, span, payload in ordered(work, header.spans(), workers=workers):
+        for index, span, payload in _payloads(header, plans, survey):
             writer.write(index, span.number, payload)
             survey.progress.add(span.count)
-    return Encoding(header=header, factor=factor)
+    return Encoding(header=header, factor=suggested)
 
 
 def rescale(path: Path, out: Path, factor: float) -> Header:
@@ -142,6 +142,17 @@ def scaled(header: Header, factor: float) -> Header:
         raise CodecError(
             f"saw the factor {factor:g}, which takes a scale out of its range; choose one nearer to 1"
         ) from error
+
+
+def _payloads(header: Header, plans: Sequence[Plan], survey: Surveyor) -> Iterator[tuple[int, Span, bytes]]:
+    """Every chunk in the file's order: its tensor's index, its place, its payload."""
+
+    def work(job: tuple[int, TensorHeader, Span]) -> tuple[int, Span, bytes]:
+        index, tensor, span = job
+        words = survey.source.read(tensor.spec, span.start, span.count)
+        return index, span, _payload(words, span, plans[index], survey.kernels)
+
+    return ordered(work, header.spans(), workers=survey.workers)
 
 
 def _payload(words: NDArray[Any], span: Span, plan: Plan, chosen: Kernels) -> bytes:

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import FailFast, Field, ValidationError, model_validator
 
@@ -38,6 +38,7 @@ MAX_SCALE = 1e4
 _MAX_PROBLEM = 300
 _SCALED = ("ternary", "levels")
 _BLOCKED = ("int8", "int4")
+_Made = TypeVar("_Made", bound=Strict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +179,14 @@ class Header(Strict):
         if (chunks := sum(tensor.chunks(self.chunk_values) for tensor in self.tensors)) > MAX_CHUNKS:
             raise ValueError(f"saw {chunks} chunks, wanted at most {MAX_CHUNKS}; take more values in a chunk")
         return self
+
+
+def checked(model: type[_Made], where: str, **fields: Any) -> _Made:  # noqa: ANN401 - the model's fields
+    """A header, or a tensor's, to be written. Raises CodecError when the format cannot hold it."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        raise CodecError(f"{where}: {first_problem(error)}; an update file cannot hold it") from error
 
 
 def require_specs(saw: Sequence[TensorSpec], wanted: Sequence[TensorSpec], *, where: str) -> None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from motet.protocols.codec import sparse, survey
 from motet.protocols.codec.changes import narrow, widen
-from motet.protocols.codec.header import Span, TensorHeader
+from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader, checked
 from motet.protocols.codec.kernels import Kernels
 from motet.protocols.codec.pipeline import ordered
 from motet.protocols.codec.settings import CodecSettings
+from motet.protocols.errors import CodecError
 from motet.protocols.tensor_files import TensorSpec
 
 Found = TypeVar("Found")
@@ -73,16 +74,10 @@ class Surveyor:
         if not settings.surveyed:
             return list(plans.values()), 1.0
         chosen = [spec for spec in specs if takes_method(spec, settings)]
-        tensors = [TensorHeader(**_fields(spec), method="raw") for spec in chosen]
+        tensors = [_header(spec, method="raw") for spec in chosen]
         found = self._survey(tensors, settings)
         for spec, choice in zip(chosen, found.choices, strict=True):
-            header = TensorHeader(
-                **_fields(spec),
-                method=settings.method,
-                scale=choice.scale,
-                row_scales=(settings.method == "ternary" and settings.row_scales) or None,
-            )
-            plans[spec.name] = Plan(header=header, cut=choice.cut)
+            plans[spec.name] = Plan(header=_sparse(spec, settings, choice.scale), cut=choice.cut)
         return list(plans.values()), found.factor
 
     def _survey(self, tensors: Sequence[TensorHeader], settings: CodecSettings) -> survey.Survey:
@@ -152,13 +147,23 @@ def bf16_bits(words: NDArray[Any], dtype: str) -> NDArray[np.uint16]:
 
 def _plain(spec: TensorSpec, settings: CodecSettings) -> TensorHeader:
     """The header of a tensor that needs no survey."""
-    fields = _fields(spec)
     if takes_method(spec, settings) and settings.method in ("int8", "int4"):
-        return TensorHeader(**fields, method=settings.method, block=settings.block)
+        return _header(spec, method=settings.method, block=settings.block)
     if spec.dtype == "BF16" and settings.method != "raw":
-        return TensorHeader(**fields, method="lossless")
-    return TensorHeader(**fields, method="raw")
+        return _header(spec, method="lossless")
+    return _header(spec, method="raw")
 
 
-def _fields(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape}
+def _sparse(spec: TensorSpec, settings: CodecSettings, scale: float) -> TensorHeader:
+    """The header of a surveyed tensor."""
+    if scale > MAX_SCALE:
+        raise CodecError(
+            f"{spec.name}: saw values that take a scale of {scale:g}, wanted at most {MAX_SCALE:g}; look for a "
+            "diverged loss, train again"
+        )
+    row_scales = (settings.method == "ternary" and settings.row_scales) or None
+    return _header(spec, method=settings.method, scale=scale, row_scales=row_scales)
+
+
+def _header(spec: TensorSpec, **options: Any) -> TensorHeader:  # noqa: ANN401 - fields of the header
+    return checked(TensorHeader, spec.name, name=spec.name, dtype=spec.dtype, shape=spec.shape, **options)

@@ -10,6 +10,7 @@ magnitude, from where the owner tunes it.
     found.factor                        # times which the scales should be, if nobody tunes them
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motet.protocols.codec.changes import SLAB, widen
-from motet.protocols.codec.header import MAX_SCALE, Span, TensorHeader
-from motet.protocols.codec.sparse import Cut, ranked
-from motet.protocols.errors import CodecError
+from motet.protocols.codec.header import Span, TensorHeader
+from motet.protocols.codec.sparse import MAX_LEVEL, Cut, ranked
+from motet.protocols.errors import CodecError, NotFiniteError
 
 MAGNITUDES = 1 << 15
 INFINITE = 0x7F80
 """The bits of infinity; those of NaN are above."""
 DEAD_ZONE = 0.62
 """Levels: from this many steps on a value is level 1. Above one half: a zero costs fewer bits than it is worth."""
+_MAX_WEIGHT, _MAX_RANK = 1e30, 1e38
+"""What a row's values are multiplied with at most, and what they are then: both are float32."""
 
 _VALUES = (np.arange(MAGNITUDES, dtype=np.uint32) << 16).view(np.float32)
 """Magnitude bits -> magnitude."""
@@ -44,7 +47,7 @@ class Histogram:
         """The non-zero part of a whole histogram.
 
         Raises:
-            CodecError: it counts NaN or infinity.
+            NotFiniteError: it counts NaN or infinity.
         """
         if dense[INFINITE:].any():
             raise not_finite(name)
@@ -142,7 +145,8 @@ def row_weights(
     for part, tensor in zip(squares, tensors, strict=True):
         means = part / tensor.columns
         ratios = np.divide(whole, means, out=np.ones_like(means), where=means > 0)
-        weights.append((ratios ** (balance / 2)).astype(np.float32))
+        most = np.divide(_MAX_RANK, np.sqrt(part), out=np.full_like(part, _MAX_WEIGHT), where=part > 0)
+        weights.append(np.minimum(ratios ** (balance / 2), np.minimum(most, _MAX_WEIGHT)).astype(np.float32))
     return weights
 
 
@@ -155,18 +159,32 @@ def kept(bits: NDArray[np.uint16], span: Span, cut: Cut) -> NDArray[np.uint16]:
 
 
 def levels(histograms: Sequence[Histogram], step: float) -> Survey:
-    """One step for all tensors: `step` times the root mean square of all values."""
+    """One step for all tensors: `step` times the root mean square of all values.
+
+    Raises:
+        CodecError: the largest value is beyond the last level.
+    """
     whole = _total(histograms)
     squares = float((_VALUES[:INFINITE].astype(np.float64) ** 2) @ whole[:INFINITE])
-    size = _float32(step * (squares / max(1, int(whole.sum()))) ** 0.5)
+    mean = (squares / max(1, int(whole.sum()))) ** 0.5
+    size = _float32(step * mean)
+    largest, reach = float(_VALUES[np.flatnonzero(whole)].max(initial=0)), MAX_LEVEL + DEAD_ZONE
+    if largest > reach * size:
+        raise CodecError(
+            f"saw a value of {largest:g}, {largest / size:.0f} steps of {size:g}, wanted at most {MAX_LEVEL} steps: "
+            f"what is above would be lost; choose a step of at least {_rounded_up(largest / mean / reach)}, or look "
+            "for a diverged loss"
+        )
     threshold = max(1, int(np.searchsorted(_VALUES[:INFINITE], np.float32(DEAD_ZONE * size))))
     choice = Choice(cut=Cut(threshold=threshold, step=size, dead_zone=DEAD_ZONE), scale=size)
     return Survey(choices=(choice,) * len(histograms), factor=1.0)
 
 
-def not_finite(name: str) -> CodecError:
+def not_finite(name: str) -> NotFiniteError:
     """The error for a tensor that holds NaN or infinity; the caller raises it."""
-    return CodecError(f"{name}: saw NaN or infinity, wanted finite values only; look for a diverged loss, train again")
+    return NotFiniteError(
+        f"{name}: saw NaN or infinity, wanted finite values only; look for a diverged loss, train again"
+    )
 
 
 def _total(histograms: Sequence[Histogram]) -> NDArray[np.int64]:
@@ -177,5 +195,12 @@ def _total(histograms: Sequence[Histogram]) -> NDArray[np.int64]:
 
 
 def _float32(scale: float) -> float:
-    """A scale as the header carries it: a float32, positive and capped."""
-    return float(np.float32(min(max(scale, float(np.finfo(np.float32).tiny)), MAX_SCALE)))
+    """A scale as a float32, positive and finite; whether a header may carry it is for `planning` to say."""
+    limits = np.finfo(np.float32)
+    return float(np.float32(min(max(scale, float(limits.tiny)), float(limits.max))))
+
+
+def _rounded_up(step: float) -> float:
+    """A step with three significant digits, not below the one given."""
+    unit: float = 10.0 ** (math.floor(math.log10(step)) - 2)
+    return float(f"{math.ceil(step / unit) * unit:.3g}")
