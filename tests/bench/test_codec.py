@@ -128,7 +128,7 @@ def test_memory_is_seen() -> None:
     block = np.ones(64 << 20, np.uint8)
     assert block[::4096].all()
     del block
-    assert watch.extra_mb() - before == pytest.approx(67, abs=5) or not watch.exact
+    assert watch.extra_mb() - before == pytest.approx(67, abs=25) or not watch.exact
 
 
 def test_rooms_share_one_group() -> None:

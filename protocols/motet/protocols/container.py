@@ -1,7 +1,7 @@
 """A contribution as one file, for sites without a connection: an uncompressed tar of two members.
 
     contribution.json        the signed manifest
-    update.motetup       the update, byte for byte
+    update.motetup           the update, byte for byte
 
 The same contribution always gives the same file: no times, no users, no padding but tar's own. Any tar reads it;
 `read_container` believes nothing but exactly these two members with exactly the headers that `write_container`
