@@ -16,26 +16,29 @@ _HEAD = ("method", "density", "path", "bits", "bound", "over", "encode", "x sha"
 _UNITS = ("", "", "", "/param", "/param", "%", "MB/s", "", "MB/s", "", "MB")
 
 
+Params = Annotated[int, typer.Option(help="Parameters of the update, rounded down to a multiple of 2000.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these, with commas: ternary, ternary-balanced, levels, int8, int4, lossless, raw, zstd-3, "
+        "safetensors, 2-bit."
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Where up to 10 bytes a parameter lie meanwhile; the temporary folder if not given."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add this room's sub-command to the command line."""
     bench_group(app).command()(codec)
 
 
 def codec(
-    params: Annotated[
-        int, typer.Option(help="Parameters of the update, rounded down to a multiple of 2000.")
-    ] = 50_000_000,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these, with commas: ternary, ternary-balanced, levels, int8, int4, lossless, raw, zstd-3, "
-            "safetensors, 2-bit."
-        ),
-    ] = None,
-    tmp: Annotated[
-        Path | None,
-        typer.Option(help="Where up to 10 bytes a parameter lie meanwhile; the temporary folder if not given."),
-    ] = None,
+    params: Params = 50_000_000,
+    methods: Methods = None,
+    tmp: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the codec costs and buys: bits per parameter against the bound H(k)+k, speed, memory.

@@ -30,6 +30,20 @@ Base = Annotated[
     typer.Option(help="For an update of a later version: the store file of the expert that it changes."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
+Density = Annotated[float, typer.Option(help="ternary: the share of values kept.")]
+Balance = Annotated[
+    float, typer.Option(help="ternary: how far small rows compete on one footing with large ones, 0 to 1.")
+]
+RowScales = Annotated[bool, typer.Option("--row-scales", help="ternary: a scale for each row.")]
+Step = Annotated[float, typer.Option(help="levels: their distance, in units of the root mean square.")]
+Block = Annotated[int, typer.Option(help="int8 and int4: how many values share a scale.")]
+ScaleFactor = Annotated[
+    float | None,
+    typer.Option(
+        help="ternary and levels: what tuning found, every scale is multiplied with it; 1 is the least squared error, "
+        "and if not given the values suggest one."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -98,20 +112,12 @@ def pack(
         bool, typer.Option("--weights", help="SOURCE holds trained weights and rows; the difference is taken here.")
     ] = False,
     method: Annotated[Method, typer.Option(help="How the two-dimensional tensors travel.")] = "lossless",
-    density: Annotated[float, typer.Option(help="ternary: the share of values kept.")] = 0.2,
-    balance: Annotated[
-        float, typer.Option(help="ternary: how far small rows compete on one footing with large ones, 0 to 1.")
-    ] = 0.0,
-    row_scales: Annotated[bool, typer.Option("--row-scales", help="ternary: a scale for each row.")] = False,
-    step: Annotated[float, typer.Option(help="levels: their distance, in units of the root mean square.")] = 1.0,
-    block: Annotated[int, typer.Option(help="int8 and int4: how many values share a scale.")] = 64,
-    scale_factor: Annotated[
-        float | None,
-        typer.Option(
-            help="ternary and levels: what tuning found, every scale is multiplied with it; 1 is the least squared "
-            "error, and if not given the values suggest one."
-        ),
-    ] = None,
+    density: Density = 0.2,
+    balance: Balance = 0.0,
+    row_scales: RowScales = False,
+    step: Step = 1.0,
+    block: Block = 64,
+    scale_factor: ScaleFactor = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Encode and report, and keep nothing.")] = False,
     force: Force = False,
     as_json: Json = False,
