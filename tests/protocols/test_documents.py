@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -205,3 +207,25 @@ def test_where_no_file_can_be_made_is_a_storage_error(tmp_path: Path) -> None:
             TensorWriter(path, [])
         with pytest.raises(StorageError, match=f"cannot write {path}"):
             FrameWriter(path, Header(anchor=bytes_digest(b""), tensors=()))
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+    header = Header(anchor=bytes_digest(b""), tensors=())
+    writers = [lambda: FrameWriter(tmp_path / "u[1]", header), lambda: TensorWriter(tmp_path / "u[1]", [])]
+    for make in writers:
+        (tmp_path / ".u[1].0123456789ab.tmp").write_bytes(b"left")
+        (tmp_path / ".u1.0123456789ab.tmp").write_bytes(b"another's")
+        with make():
+            held = set(tmp_path.glob(".u[[]1].*.tmp"))
+            assert len(held) == 1
+            with make():
+                assert held < set(tmp_path.glob(".u[[]1].*.tmp"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".u1.0123456789ab.tmp", "u[1]"]
+    killed = (
+        "import os, sys; from pathlib import Path; from motet.protocols.tensor_files import TensorWriter\n"
+        "writer = TensorWriter(Path(sys.argv[1]), []); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "v")], check=False)
+    assert len(list(tmp_path.glob(".v.*.tmp"))) == 1
+    TensorWriter(tmp_path / "v", []).close()
+    assert list(tmp_path.glob(".v*")) == []

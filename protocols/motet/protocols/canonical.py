@@ -8,6 +8,8 @@ The same value gives the same bytes on every machine, so that its SHA-256 can na
 """
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -105,6 +107,33 @@ def storage_errors(path: Path, *, new: bool = False) -> Iterator[None]:
             f"cannot write {path}: {error.strerror}; free space there or choose another folder, then run the same "
             "command again: what was complete is kept"
         ) from error
+
+
+def new_beside(path: Path) -> BinaryIO:
+    """A new hidden file beside `path`, locked while it is open, to be renamed to it before it is closed.
+
+    Those that killed processes left for the same path are removed: nobody holds them.
+
+    Raises:
+        StorageError: no file can be made there.
+    """
+    with storage_errors(path, new=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            _remove_unheld(left)
+        while True:
+            file = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp").open("xb")
+            with suppress(OSError):  # where there are no locks, nothing is removed either
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
+                return file
+            file.close()
+
+
+def _remove_unheld(path: Path) -> None:
+    with suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from motet.protocols.canonical import open_regular, storage_errors, sync_directory
+from motet.protocols.canonical import new_beside, open_regular, storage_errors, sync_directory
 from motet.protocols.errors import TensorFileError
 
 if TYPE_CHECKING:
@@ -257,10 +256,8 @@ class TensorWriter:
         self.path = path
         self._layout, header = _lay_out(specs)
         self._pending = set(self._layout)
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with storage_errors(path, new=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb")
+        self._file = new_beside(path)
+        self._temporary = Path(self._file.name)
         try:
             with storage_errors(path):
                 _reserve(self._file, len(header) + sum(spec.nbytes for spec in specs))
@@ -304,8 +301,8 @@ class TensorWriter:
             with storage_errors(self.path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                self._file.close()
                 self._temporary.replace(self.path)
+                self._file.close()
                 sync_directory(self.path.parent)
         except BaseException:
             self._discard()

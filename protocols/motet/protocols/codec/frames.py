@@ -11,7 +11,6 @@ and their cap; frames may be read in any order, from several threads, and a cut 
 
 import hashlib
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from motet.protocols.canonical import CHUNK_BYTES, open_regular, storage_errors, sync_directory
+from motet.protocols.canonical import CHUNK_BYTES, new_beside, open_regular, storage_errors, sync_directory
 from motet.protocols.codec.deflate import deflate, inflate, most_deflated
 from motet.protocols.codec.header import MAX_HEADER_BYTES, Header, Span, TensorHeader, bytes_of
 from motet.protocols.errors import CodecError
@@ -48,16 +47,15 @@ def payload_cap(tensor: TensorHeader, span: Span) -> int:
 class FrameWriter:
     """Writes an update file, frame after frame in the header's order. A context manager.
 
-    Raises StorageError when the disk is full; then, and after any error inside the block, no file is left.
+    Raises StorageError when the disk is full; then, and after any error inside the block, no file is left. What a
+    process that was killed left, the next writer of the same path removes.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self._state = hashlib.sha256()
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with storage_errors(path, new=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb")
+        self._file = new_beside(path)
+        self._temporary = Path(self._file.name)
         text = header.canonical()
         packed = deflate(text)
         try:
@@ -80,8 +78,8 @@ class FrameWriter:
                 self._file.write(self._state.digest())
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                self._file.close()
                 self._temporary.replace(self.path)
+                self._file.close()
                 sync_directory(self.path.parent)
         except BaseException:
             self._discard()
