@@ -96,6 +96,12 @@ def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes
         ) from error
     except OSError as error:
         raise FederationError(f"cannot start {module}: {error}; free memory or processes and try again") from error
+    _check_end(module, ran)
+    return ran.stdout
+
+
+def _check_end(module: str, ran: "subprocess.CompletedProcess[bytes]") -> None:
+    """Whose fault it was if a child did not end well; see `run_child`."""
     if ran.returncode in _STOPPED:
         raise FederationError(f"{module} was stopped by signal {-ran.returncode}; send the contribution again")
     if ran.returncode != 0:
@@ -105,7 +111,6 @@ def run_child(module: str, arguments: list[str], *, cpu_seconds: float) -> bytes
         if ran.returncode == _OURS:
             raise FederationError(f"{module} met a fault of this machine: {last}; mend it, send the contribution again")
         raise _uninspectable(f"reading it ended with status {ran.returncode}: {last}")
-    return ran.stdout
 
 
 def limit_resources(*, memory_bytes: int, seconds: int) -> None:
