@@ -25,7 +25,6 @@ from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import CodecSettings, Encoding, UpdateReader, apply, encode
-from motet.protocols.codec.changes import SLAB
 from motet.protocols.errors import ExpertError
 from motet.protocols.expert_files import (
     StoredTensors,
@@ -38,6 +37,9 @@ from motet.protocols.expert_files import (
 from motet.protocols.tensor_files import TensorReader, TensorSpec
 
 LOSSLESS = CodecSettings(method="lossless")
+
+_SLICE = 1 << 14
+"""Values subtracted at a time: larger ones stay behind in the allocator, some for every thread."""
 
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -98,8 +100,8 @@ class Difference:
             return row
         bits = np.empty(count, np.uint16)
         after = self._trained[spec.name].detach().reshape(-1)
-        for done in range(0, count, SLAB):
-            size = min(SLAB, count - done)
+        for done in range(0, count, _SLICE):
+            size = min(_SLICE, count - done)
             before = self._before(self._specs[spec.name], start + done, size)
             part = after[start + done : start + done + size].cpu().float() - before
             bits[done : done + size] = part.bfloat16().view(torch.int16).numpy().view(np.uint16)

@@ -151,11 +151,12 @@ def row_weights(
 
 
 def kept(bits: NDArray[np.uint16], span: Span, cut: Cut) -> NDArray[np.uint16]:
-    """The magnitude bits of a chunk's values that a cut keeps, zeros in place of the others: to be counted."""
-    reaching = (ranked(bits, span, cut.weights) & np.uint16(0x7FFF)) >= cut.threshold
-    magnitudes: NDArray[np.uint16] = bits & np.uint16(0x7FFF)
-    magnitudes *= reaching
-    return magnitudes
+    """The values of a chunk that a cut with weights keeps, zero for the others: bf16 bits (span.count,)."""
+    found = ranked(bits, span, cut.weights)
+    for start in range(0, len(found), SLAB):
+        part = found[start : start + SLAB]
+        part[:] = np.where((part & np.uint16(0x7FFF)) >= cut.threshold, bits[start : start + SLAB], 0)
+    return found
 
 
 def levels(histograms: Sequence[Histogram], step: float) -> Survey:
