@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from motet.client.outbox import Packed
 from motet.client.owner import CodecConfig, ContributionConfig, DataConfig, OwnerConfig, OwnerHome, TrainingConfig
+from motet.client.worker import make_contribution
 from motet.coordinator.tls import ensure_tls
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, AnchorPin, Charter
@@ -44,6 +46,21 @@ def sentences(count: int, *, seed: int = 0, words: int = 40) -> list[str]:
 
     draw = random.Random(seed)
     return [f"case {seed}-{number}: " + " ".join(draw.choices(WORDS, k=words)) for number in range(count)]
+
+
+def packed_of(home: OwnerHome) -> Packed:
+    """The contribution that a home's settings make, read anew."""
+    packed = make_contribution(OwnerHome.load(home.path))
+    assert packed is not None
+    return packed
+
+
+def edit(home: OwnerHome, before: str, after: str) -> None:
+    """Change a line of owner.toml that must be there."""
+    path = home.path / "owner.toml"
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
 
 
 @dataclass

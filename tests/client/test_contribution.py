@@ -13,7 +13,6 @@ from motet.client.outbox import Packed, find_packed, packed_contributions
 from motet.client.owner import OwnerHome
 from motet.client.packing import pack
 from motet.client.preparation import prepare
-from motet.client.worker import make_contribution
 from motet.moe.anchor import Anchor
 from motet.moe.experts import read_update, swap_ffn
 from motet.moe.scoring import bits_per_byte, score
@@ -24,18 +23,7 @@ from motet.protocols.errors import AssemblyError, ConfigurationError, TransferRe
 from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.locks import locked
 
-
-def packed_of(home: OwnerHome) -> Packed:
-    packed = make_contribution(home)
-    assert packed is not None
-    return packed
-
-
-def edit(home: OwnerHome, before: str, after: str) -> None:
-    path = home.path / "owner.toml"
-    text = path.read_text(encoding="utf-8")
-    assert before in text
-    path.write_text(text.replace(before, after), encoding="utf-8")
+from .conftest import edit, packed_of
 
 
 def composite_of(packed: Packed, home: OwnerHome, folder: Path) -> str:

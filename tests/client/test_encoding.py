@@ -8,8 +8,8 @@ import torch
 
 from motet.client.contribute import contribute, describe, send, withdraw
 from motet.client.encoding import Yardstick, gain_kept
-from motet.client.outbox import Packed, packed_contributions
-from motet.client.owner import CodecConfig, OwnerHome
+from motet.client.outbox import packed_contributions
+from motet.client.owner import CodecConfig
 from motet.client.preparation import prepare
 from motet.client.training import train
 from motet.client.tuning import EVALUATIONS, HIGHEST, LOWEST, TUNING_DOCUMENTS, split, tuned
@@ -23,20 +23,7 @@ from motet.protocols.errors import ConfigurationError, StorageError
 from motet.protocols.expert_files import materialise_file
 from motet.protocols.split import is_held_out
 
-from .conftest import sentences
-
-
-def packed_of(home: OwnerHome) -> Packed:
-    packed = make_contribution(OwnerHome.load(home.path))
-    assert packed is not None
-    return packed
-
-
-def edit(home: OwnerHome, before: str, after: str) -> None:
-    path = home.path / "owner.toml"
-    text = path.read_text(encoding="utf-8")
-    assert before in text
-    path.write_text(text.replace(before, after), encoding="utf-8")
+from .conftest import edit, packed_of, sentences
 
 
 @pytest.mark.parametrize("best", [1.3, 1.7, 2.0, 3.4])

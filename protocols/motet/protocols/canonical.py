@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Self
 
 from pydantic import StringConstraints
 
@@ -128,6 +128,52 @@ def new_beside(path: Path) -> BinaryIO:
             if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
                 return file
             file.close()
+
+
+class WrittenAside:
+    """A file that is written beside its place. A context manager.
+
+    It takes its name, durably, when the block ends without an error; else nothing is left behind.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = new_beside(path)
+        self._temporary = Path(self._file.name)
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        try:
+            with storage_errors(self.path):
+                self._finish()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._temporary.replace(self.path)
+                self._file.close()
+                sync_directory(self.path.parent)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _finish(self) -> None:
+        """What comes last: more bytes, or an error when something is missing."""
+
+    def _discard(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
 
 
 def _remove_unheld(path: Path) -> None:

@@ -12,7 +12,6 @@ one chunk is in memory. Only `TensorReader.tensor` imports torch.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -21,10 +20,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from motet.protocols.canonical import new_beside, open_regular, storage_errors, sync_directory
+from motet.protocols.canonical import WrittenAside, open_regular, storage_errors
 from motet.protocols.errors import TensorFileError
 
 if TYPE_CHECKING:
@@ -244,7 +242,7 @@ class TensorReader:
         self.close()
 
 
-class TensorWriter:
+class TensorWriter(WrittenAside):
     """Writes a safetensors file whose tensors are known beforehand, each once, in any order. A context manager.
 
     Bytes are laid out by element size, widest first, then in the order of `specs`, so that every tensor is aligned. The
@@ -253,11 +251,9 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
-        self.path = path
         self._layout, header = _lay_out(specs)
         self._pending = set(self._layout)
-        self._file = new_beside(path)
-        self._temporary = Path(self._file.name)
+        super().__init__(path)
         try:
             with storage_errors(path):
                 _reserve(self._file, len(header) + sum(spec.nbytes for spec in specs))
@@ -291,38 +287,12 @@ class TensorWriter:
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         self.write(name, flat.view(torch.uint8).numpy().data)
 
-    def close(self) -> None:
-        """Makes the file durable under its name. Raises TensorFileError if a tensor is missing."""
-        try:
-            if self._pending:
-                raise TensorFileError(
-                    f"{self.path}: {len(self._pending)} tensors were not written: {min(self._pending)}, ..."
-                )
-            with storage_errors(self.path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._temporary.replace(self.path)
-                self._file.close()
-                sync_directory(self.path.parent)
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._discard()
+    def _finish(self) -> None:
+        """Raises TensorFileError if a tensor is missing."""
+        if self._pending:
+            raise TensorFileError(
+                f"{self.path}: {len(self._pending)} tensors were not written: {min(self._pending)}, ..."
+            )
 
 
 def _lay_out(specs: Sequence[TensorSpec]) -> tuple[dict[str, StoredTensor], bytes]:

@@ -14,11 +14,10 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from motet.protocols.canonical import CHUNK_BYTES, new_beside, open_regular, storage_errors, sync_directory
+from motet.protocols.canonical import CHUNK_BYTES, WrittenAside, open_regular, storage_errors
 from motet.protocols.codec.deflate import deflate, inflate, most_deflated
 from motet.protocols.codec.header import MAX_HEADER_BYTES, Header, Span, TensorHeader, bytes_of
 from motet.protocols.errors import CodecError
@@ -44,7 +43,7 @@ def payload_cap(tensor: TensorHeader, span: Span) -> int:
     return _BANDS + 2 * span.rows + most_deflated(span.rows) + 2 * most_deflated(positions) + span.count // 8
 
 
-class FrameWriter:
+class FrameWriter(WrittenAside):
     """Writes an update file, frame after frame in the header's order. A context manager.
 
     Raises StorageError when the disk is full; then, and after any error inside the block, no file is left. What a
@@ -52,10 +51,8 @@ class FrameWriter:
     """
 
     def __init__(self, path: Path, header: Header) -> None:
-        self.path = path
         self._state = hashlib.sha256()
-        self._file = new_beside(path)
-        self._temporary = Path(self._file.name)
+        super().__init__(path)
         text = header.canonical()
         packed = deflate(text)
         try:
@@ -71,38 +68,14 @@ class FrameWriter:
         self._put(payload)
         return len(head) + len(payload)
 
-    def close(self) -> None:
-        """Write the footer and give the file its name."""
-        try:
-            with storage_errors(self.path):
-                self._file.write(self._state.digest())
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._temporary.replace(self.path)
-                self._file.close()
-                sync_directory(self.path.parent)
-        except BaseException:
-            self._discard()
-            raise
+    def _finish(self) -> None:
+        """The footer."""
+        self._file.write(self._state.digest())
 
     def _put(self, data: bytes) -> None:
         self._state.update(data)
         with storage_errors(self.path):
             self._file.write(data)
-
-    def _discard(self) -> None:
-        with suppress(OSError):
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._discard()
 
 
 class FrameReader:
