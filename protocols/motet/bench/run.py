@@ -3,18 +3,13 @@
 result = run_codec(50_000_000, cases, tmp=None, tell=note)
 """
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
-from types import FrameType
-from typing import NoReturn
 
 from motet.bench.data import COLUMNS, LEAST, Inputs, specs_of, write_inputs
 from motet.bench.measure import Job, Measured
@@ -22,7 +17,7 @@ from motet.bench.rows import Case, Report, cases
 from motet.protocols.canonical import storage_errors
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.output import progress_line
-from motet.protocols.processes import Troupe
+from motet.protocols.processes import Troupe, ending_as_interrupt
 
 SECONDS_PER_PARAMETER = 5e-6
 """More than any measurement takes, many times over; on top of a minute to start."""
@@ -67,7 +62,7 @@ def run_codec(params: int, wanted: Sequence[Case], *, tmp: Path | None, tell: Ca
         raise ConfigurationError(f"saw {params} parameters, wanted at least {LEAST}; give --params more")
     if tmp is not None and not tmp.is_dir():
         raise ConfigurationError(f"saw no folder {tmp}; make it, or name another with --tmp")
-    with _ending_as_interrupt(), _temporary(tmp) as name:
+    with ending_as_interrupt(), _temporary(tmp) as name:
         folder = Path(name)
         write_inputs(Inputs.in_folder(folder), specs_of(params), on_progress=progress_line("writing the input,"))
         measured = []
@@ -94,20 +89,3 @@ def _measured(troupe: Troupe, case: Case, folder: Path, timeout: float) -> Measu
     troupe.start("measure", [sys.executable, "-m", "motet.bench.measure", job.model_dump_json(), str(result)])
     troupe.wait("measure", timeout=timeout)
     return Measured.model_validate_json(result.read_bytes())
-
-
-@contextmanager
-def _ending_as_interrupt() -> Iterator[None]:
-    """A request to end ends the block as Ctrl-C does, so that nothing is left behind."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
 
 import psutil
 
@@ -64,6 +64,29 @@ def _signals_later() -> Iterator[None]:
             signal.raise_signal(each)
 
 
+@contextmanager
+def ending_as_interrupt() -> Iterator[None]:
+    """A request to end ends the block as Ctrl-C does, so that nothing is left behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def log_tail(path: Path) -> str:
+    """The end of a log, under a line that names it."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return "\n".join([f"the end of {path}:", *text.splitlines()[-_LOG_TAIL_LINES:]])
+
+
 class Troupe:
     """A set of child processes with a log file each."""
 
@@ -85,18 +108,29 @@ class Troupe:
         self.end()
 
     def start(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None, may_end: bool = False
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        may_end: bool = False,
+        stdin: int = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`; `wait` says how."""
+        """Start a child whose output goes to NAME.log; `check` lets it end only if it `may_end`; `wait` says how.
+
+        `stdin` and `pass_fds` are those of `subprocess.Popen`: a child that is talked to has a pipe there.
+        """
         with (self._logs / f"{name}.log").open("ab") as log, _signals_later():
             child = self._running[name] = subprocess.Popen(  # noqa: S603 - our own commands
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment | dict(environment or {}),
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, os.getpid()),
+                pass_fds=pass_fds,
             )
         if may_end:
             self._may_end.add(name)
@@ -160,6 +194,4 @@ class Troupe:
                 process.send_signal(number)
 
     def _tail(self, name: str) -> str:
-        path = self._logs / f"{name}.log"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        return "\n".join([f"the end of {path}:", *lines])
+        return log_tail(self._logs / f"{name}.log")
