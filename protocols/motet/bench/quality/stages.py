@@ -13,7 +13,7 @@ It reads what its inputs are (a stage's folder, a file), writes files into the n
 else, not on the random state that another stage left either. Every random generator that it uses, it seeds.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -43,7 +43,9 @@ class File:
             ConfigurationError: there is none.
         """
         if not path.is_file():
-            raise ConfigurationError(f"saw no file {path}, wanted a corpus there; make it, or name its folder")
+            raise ConfigurationError(
+                f"saw no file {path}, wanted a corpus there; make it, or name its folder with --corpora"
+            )
         return cls(path=path.absolute(), digest=file_digest(path))
 
 
@@ -82,6 +84,16 @@ class Stage:
     def made_of(self) -> Iterator["Stage"]:
         """The inputs that are stages."""
         yield from (each for each in self.inputs.values() if isinstance(each, Stage))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a measurement needs."""
+
+    stages: Sequence[Stage]
+    """All stages."""
+    scores: Sequence[Sequence[Stage]]
+    """Seed by seed, those that leave `scores.json`, see `motet.bench.quality.results`."""
 
 
 def in_order(stages: Iterable[Stage], *, have: Callable[[Stage], bool] = lambda stage: False) -> list[Stage]:
