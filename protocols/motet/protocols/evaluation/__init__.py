@@ -5,12 +5,14 @@ Guarantees: values in, values out; no torch, no files, no text. Both sides and t
     cells, ends = matrix(measured), intervals(measured)
     closed = gap_closed(cells)
     better = difference(measured, "composite:filter", "composite:token")["average"]
-    Evaluation.of(cells, intervals=ends, gap_closed=closed).html()
+    Evaluation(systems=cells, intervals=ends, gap_closed=closed).html()
 """
 
 from motet.protocols.evaluation.bootstrap import Interval, difference, draws, intervals, pool
 from motet.protocols.evaluation.gaps import Gap, gap_closed, summary
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC, DocumentLosses, Measured, Seeds, bits_per_byte, matrix
+from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, opt_outs
+from motet.protocols.evaluation.positions import Bucket, Positions
 from motet.protocols.evaluation.reliability import BINS, Bin, Histogram, Reliability, reliability
 from motet.protocols.evaluation.shares import leave_one_out, shapley, subsets
 
@@ -19,11 +21,16 @@ __all__ = [
     "BINS",
     "PUBLIC",
     "Bin",
+    "Bucket",
+    "Comparison",
     "DocumentLosses",
+    "Evaluation",
     "Gap",
     "Histogram",
     "Interval",
     "Measured",
+    "OptOut",
+    "Positions",
     "Reliability",
     "Seeds",
     "bits_per_byte",
@@ -33,6 +40,7 @@ __all__ = [
     "intervals",
     "leave_one_out",
     "matrix",
+    "opt_outs",
     "pool",
     "reliability",
     "shapley",
