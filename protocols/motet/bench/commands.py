@@ -1,4 +1,4 @@
-"""The sub-command `motet bench codec`."""
+"""The sub-command `motet bench codec`; `motet bench quality` has a room of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motet.bench.quality.commands import quality
 from motet.protocols.output import Json, bench_group, note, show
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ Folder = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's sub-command to the command line."""
+    """Add this room's sub-commands to the command line."""
     bench_group(app).command()(codec)
+    bench_group(app).command()(quality)
 
 
 def codec(
