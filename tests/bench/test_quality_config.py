@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from motet.bench.quality.config import BASELINES, MERGING, Files, QualityConfig
+from motet.bench.quality.config import (
+    BASELINES,
+    MERGING,
+    AnchorConfig,
+    EvaluationConfig,
+    ExpertsConfig,
+    Files,
+    QualityConfig,
+    RoutingConfig,
+)
 from motet.protocols.canonical import file_digest
 from motet.protocols.errors import ConfigurationError
 
@@ -53,6 +62,23 @@ def test_baselines_keep_one_order(tmp_path: Path) -> None:
 def test_what_cannot_be_measured(top: str, tables: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=said):
         config(tmp_path, top, tables)
+
+
+def test_the_page_lists_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quality.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    tables = {
+        "anchor": AnchorConfig,
+        "experts": ExpertsConfig,
+        "routing": RoutingConfig,
+        "evaluation": EvaluationConfig,
+    }
+    for table, model in tables.items():
+        row = " ".join(row.replace(f"`{table}.", "`.") for row in rows if row.startswith(f"| `{table}."))
+        assert [key for key in model.model_fields if f"`.{key}`" not in row] == [], table
+    for key in QualityConfig.model_fields.keys() - tables.keys() - {"domains"}:
+        assert f"| `{key}`" in rows, key
+    assert all(f"`{name}`" in page for name in BASELINES)
 
 
 def test_token_routing_needs_no_probability_to_stay(tmp_path: Path) -> None:

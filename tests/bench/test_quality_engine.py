@@ -111,6 +111,14 @@ def test_a_failure_takes_down_only_what_is_made_of_it(toys_ran: Ran, tmp_path: P
     assert values(toys_ran()) == [0]
 
 
+def test_where_stages_under_way_are_is_told(toys_ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motet.bench.quality.engine._PROGRESS_SECONDS", 0.0)
+    told: list[str] = []
+    run([toy(1)], tmp_path, workers=1, tell=told.append)
+    assert told[0] == "  number 1: at 1"
+    assert not list((tmp_path / "logs").glob("worker-*"))
+
+
 def test_a_file_that_changed_meanwhile_is_noticed(toys_ran: Ran, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("before")

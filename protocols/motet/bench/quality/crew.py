@@ -43,6 +43,8 @@ _ONCE = 1 << 16
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
+    log: Path
+    """What it prints between jobs."""
     events: int
     job: Job | None = None
     unread: bytes = b""
@@ -101,17 +103,18 @@ class Crew:
 
     def _start(self) -> _Worker:
         self._started += 1
+        name = f"worker-{os.getpid()}-{self._started}"
         ours, theirs = os.pipe()
         try:
             process = self._troupe.start(
-                f"worker-{os.getpid()}-{self._started}",
-                [sys.executable, "-m", "motet.bench.quality.worker", str(theirs)],
+                name,
+                [sys.executable, "-P", "-m", "motet.bench.quality.worker", str(theirs)],
                 stdin=subprocess.PIPE,
                 pass_fds=(theirs,),
             )
         finally:
             os.close(theirs)
-        worker = _Worker(process=process, events=ours)
+        worker = _Worker(process=process, log=self._logs / f"{name}.log", events=ours)
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
@@ -131,12 +134,16 @@ class Crew:
         self._workers.remove(worker)
         self._forget(worker)
         if worker.job is not None:
-            how = f"its worker {_ending(code)}; {log_tail(Path(worker.job.log))}"
+            log = Path(worker.job.log)
+            how = f"its worker {_ending(code)}; {log_tail(log if log.exists() else worker.log)}"
             yield worker.job, Event(kind="failed", text=how)
 
     def _forget(self, worker: _Worker) -> None:
         self._selector.unregister(worker.events)
         os.close(worker.events)
+        with suppress(OSError):
+            if not worker.log.stat().st_size:
+                worker.log.unlink()
         if worker.process.stdin is not None:
             with suppress(BrokenPipeError):
                 worker.process.stdin.close()

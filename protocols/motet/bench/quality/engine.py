@@ -29,17 +29,14 @@ _PROGRESS_SECONDS = 20.0
 """How often a stage under way may say where it is."""
 
 
-def run(
-    stages: Iterable[Stage], cache: Path, *, workers: int, tell: Tell = lambda line: None, progress: bool = True
-) -> dict[str, Path]:
+def run(stages: Iterable[Stage], cache: Path, *, workers: int, tell: Tell = lambda line: None) -> dict[str, Path]:
     """Do what is missing.
 
     Args:
         stages: what is wanted; what it is made of is found from it, and made only if something missing needs it.
         cache: the folder of finished stages; made if there is none.
         workers: processes at work at once.
-        tell: told a line for each finished stage.
-        progress: whether to tell now and then where stages under way are.
+        tell: told a line for each finished stage, and now and then where one under way is.
 
     Returns:
         digest -> folder of everything that is there: the stages, and what they are made of as far as it is kept.
@@ -56,7 +53,7 @@ def run(
     check_kinds(todo)
     if todo:
         with ending_as_interrupt(), Crew(size=workers, logs=store.logs) as crew:
-            _Run(store, crew, todo, workers, tell, progress).play()
+            _Run(store, crew, todo, workers, tell).play()
     return {stage.digest: store.folder(stage) for stage in in_order(stages) if store.holds(stage)}
 
 
@@ -77,9 +74,9 @@ class _UnderWay:
 class _Run:
     """One call of `run`: what is left, what is under way, what has failed."""
 
-    def __init__(self, cache: Cache, crew: Crew, todo: list[Stage], workers: int, tell: Tell, progress: bool) -> None:
+    def __init__(self, cache: Cache, crew: Crew, todo: list[Stage], workers: int, tell: Tell) -> None:
         self._cache, self._crew, self._workers = cache, crew, workers
-        self._tell, self._progress = tell, progress
+        self._tell = tell
         self._pace = Pace(cache.records())
         seconds = {stage.digest: self._pace.seconds(stage) for stage in todo}
         first = chains(todo, seconds)
@@ -146,7 +143,7 @@ class _Run:
         stage, now = under_way.stage, time.monotonic()
         match event.kind:
             case "progress":
-                if self._progress and now - under_way.told > _PROGRESS_SECONDS:
+                if now - under_way.told > _PROGRESS_SECONDS:
                     under_way.told = now
                     self._tell(f"  {stage.label}: {event.text}")
             case "done":
