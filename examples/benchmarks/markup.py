@@ -20,47 +20,13 @@ _LINES = {"TP", "TQ", "IP", "It", "br", "RS", "RE", "nf", "fi", "EX", "EE", "Bd"
 _LITERAL = {"nf": True, "EX": True, "Bd": True, "fi": False, "EE": False, "Ed": False}
 _ALTERNATING = {"BR", "RB", "BI", "IB", "IR", "RI"}
 _MAN_TEXT = {"B", "I", "SM", "SB", "UR", "MT"} | _HEADINGS | _ALTERNATING
-_MDOC_TEXT = {
-    "Ad",
-    "An",
-    "Ao",
-    "Aq",
-    "Ar",
-    "Bo",
-    "Bq",
-    "Brq",
-    "Bx",
-    "Cd",
-    "Cm",
-    "Dq",
-    "Dv",
-    "Em",
-    "Er",
-    "Ev",
-    "Fa",
-    "Fl",
-}
-_MDOC_TEXT |= {
-    "Ft",
-    "Fx",
-    "Ic",
-    "In",
-    "It",
-    "Li",
-    "Lk",
-    "Nd",
-    "Ns",
-    "Nx",
-    "Op",
-    "Ox",
-    "Pa",
-    "Po",
-    "Pq",
-    "Ql",
-    "Qq",
-    "Sq",
-}
-_MDOC_TEXT |= {"Sx", "Sy", "Tn", "Va", "Vt"}
+_MDOC_TEXT = set(
+    re.findall(
+        r"\w+",
+        "Ad An Ao Aq Ar Bo Bq Brq Bx Cd Cm Dq Dv Em Er Ev Fa Fl Ft Fx Ic In It Li Lk Nd Ns Nx Op Ox Pa Po Pq Ql Qq Sq Sx "
+        "Sy Tn Va Vt",
+    )
+)
 _MDOC = _MDOC_TEXT | {"Ac", "Bc", "Fc", "Nm", "Oc", "Oo", "Pc", "Xr"}
 _PUNCTUATION = set(".,;:?!)")
 
