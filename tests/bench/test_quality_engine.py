@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from motet.bench.quality.cache import Cache
+from motet.bench.quality.crew import Crew
 from motet.bench.quality.engine import missing, run
 from motet.bench.quality.stages import File, Stage
+from motet.bench.quality.worker import Event, Job
 from motet.protocols.errors import ConfigurationError, FederationError
 
 Ran = Callable[[], list[tuple[int, int]]]
@@ -32,6 +34,13 @@ def value(folder: Path) -> int:
 
 def values(ran: list[tuple[int, int]]) -> list[int]:
     return [value for value, _ in ran]
+
+
+def wait_until_dead(process: psutil.Process) -> None:
+    """Wait, and leave it to its parent to notice."""
+    deadline = time.monotonic() + 10
+    while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_stages_are_done_once_by_processes_that_stay(toys_ran: Ran, tmp_path: Path) -> None:
@@ -151,6 +160,34 @@ def test_two_runs_share_a_cache(toys_ran: Ran, tmp_path: Path) -> None:
     assert sorted(values(toys_ran())) == [0, 1, 2, 3]
     assert len(told) == 8
     assert any("done by another run" in line for line in told)
+
+
+def test_a_worker_killed_between_stages_is_replaced(toys_ran: Ran, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def job(stage: Stage) -> Job:
+        return Job(
+            digest=stage.digest,
+            identity=stage.identity(),
+            label=stage.label,
+            weight=stage.weight,
+            paths={},
+            out=str(cache.begin(stage)),
+            log=str(cache.log(stage)),
+        )
+
+    with Crew(size=1, logs=cache.logs) as crew:
+        for number in (1, 2):
+            crew.give(job(toy(number)))
+            said: list[Event] = []
+            while crew.busy:
+                said.extend(event for _, event in crew.listen(timeout=10))
+            assert [event.kind for event in said] == ["progress", "done"]
+            if number == 1:
+                worker = psutil.Process(toys_ran()[0][1])
+                worker.kill()
+                wait_until_dead(worker)
+    assert values(toys_ran()) == [2]
 
 
 SCRIPT = """

