@@ -23,8 +23,8 @@ _MAN_TEXT = {"B", "I", "SM", "SB", "UR", "MT"} | _HEADINGS | _ALTERNATING
 _MDOC_TEXT = set(
     re.findall(
         r"\w+",
-        "Ad An Ao Aq Ar Bo Bq Brq Bx Cd Cm Dq Dv Em Er Ev Fa Fl Ft Fx Ic In It Li Lk Nd Ns Nx Op Ox Pa Po Pq Ql Qq Sq Sx "
-        "Sy Tn Va Vt",
+        "Ad An Ao Aq Ar Bo Bq Brq Bx Cd Cm Dq Dv Em Er Ev Fa Fl Ft Fx Ic In It Li Lk Nd Ns Nx Op Ox Pa Po Pq Ql Qq Sq "
+        "Sx Sy Tn Va Vt",
     )
 )
 _MDOC = _MDOC_TEXT | {"Ac", "Bc", "Fc", "Nm", "Oc", "Oo", "Pc", "Xr"}
