@@ -177,7 +177,7 @@ class _Run:
     def _fail(self, stage: Stage, why: str) -> None:
         """Note a failure, and give up what is made of it."""
         self._failed[stage.digest] = f"{stage.label} failed: {why}\nits log is {self._cache.log(stage)}"
-        self._tell(f"{stage.label} failed: {why}")
+        self._tell(f"{stage.label} failed; its log is {self._cache.log(stage)}")
         lost = {stage.digest}
         for each in self._order:
             if any(part.digest in lost for part in each.made_of()):

@@ -4,7 +4,7 @@ Jobs come as JSON lines on its standard input, events go as JSON lines to the fi
 library prints goes to the stage's log, and nowhere near the events. It ends when its standard input does, in the
 middle of a stage too: whoever sent the job is gone.
 
-    Job(stage="sha256:…", kind="anchor", …).model_dump_json()        # in
+    Job(digest="sha256:…", identity={"kind": "anchor", …}, …).model_dump_json()        # in
     {"kind": "progress", "text": "step 100 of 900"}                  # out
     {"kind": "done"} or {"kind": "failed", "text": "…"}
 """
