@@ -16,6 +16,7 @@ from motet.protocols import errors
 
 README = Path(__file__).parents[2] / "README.md"
 COMMANDS = (
+    "ablate",
     *("admit", "assemble", "bench", "contribute", "coordinate", "demo", "doctor", "eval", "init", "inspect", "join"),
     *("pack", "pull", "report", "train", "unpack", "verify", "version", "withdraw", "work"),
 )
@@ -74,7 +75,8 @@ def test_help_of_each_command_works(name: str, capsys: pytest.CaptureFixture[str
 
 
 def test_what_reads_has_json() -> None:
-    for name in ("version", "doctor", "report", "eval", "pull", "train", "contribute", "withdraw", "assemble", "admit"):
+    reading = ("ablate", "admit", "assemble", "contribute", "doctor", "eval", "pull", "report", "train", "version")
+    for name in (*reading, "withdraw"):
         assert "--json" in {option for parameter in commands()[name].params for option in parameter.opts}, name
 
 

@@ -1,4 +1,4 @@
-"""The coordinator's sub-commands: init, coordinate, admit, assemble, report."""
+"""The coordinator's sub-commands: init, coordinate, admit, assemble, ablate, report."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +23,7 @@ class Part(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add this room's sub-commands to the command line."""
-    for command in (init, coordinate, admit, assemble, report):
+    for command in (init, coordinate, admit, assemble, ablate, report):
         app.command()(command)
 
 
@@ -157,6 +157,43 @@ def assemble(
             federation, tuple(without or ()), stock=stock, drop_bias=drop_bias, progress=progress_line("assembling")
         )
     show(made.as_json(), as_json=as_json, lines=made.lines())
+
+
+def ablate(
+    directory: Home,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Score this JSON lines file too, under this name; may be repeated."),
+    ] = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Assemble so many of the best sets, as many others, and all together, to compare.")
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option(help="Say how many models would be scored, and on what.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict which sets of experts are worth assembling, from averages of their parameters."""
+    from motet.coordinator import ablation
+    from motet.coordinator.federation import Federation
+
+    texts = _named_files(text or [])
+    with Federation.open(directory) as federation:
+        if dry_run:
+            plan = ablation.plan(federation, texts, check=check)
+            show(plan.as_json(), as_json=as_json, lines=plan.lines())
+            return
+        found = ablation.ablate(federation, texts, check=check, progress=progress_line("scoring", "models"))
+    show(found.as_json(), as_json=as_json, lines=found.lines())
+
+
+def _named_files(given: list[str]) -> dict[str, Path]:
+    """NAME=FILE, each name once."""
+    pairs = [entry.partition("=") for entry in given]
+    for entry, (name, equals, file) in zip(given, pairs, strict=True):
+        if not (name and equals and file):
+            raise typer.BadParameter(f"saw --text {entry}, wanted NAME=FILE such as law=law.jsonl")
+        if [other for other, _, _ in pairs].count(name) > 1:
+            raise typer.BadParameter(f"saw two texts called {name}, wanted each name once")
+    return {name: Path(file) for name, _, file in pairs}
 
 
 def report(

@@ -1,0 +1,198 @@
+"""Which expert sets are worth assembling, predicted from averages of the experts' parameters (arXiv 2410.15661).
+
+The average of a set's feed-forward networks is one dense model, which costs a fraction of the composite to score. It
+thins out every expert as the set grows, which a composite does not: compare sets of one size, and let `check` assemble
+some, all experts together among them, to see how well they were ranked. Guarantees that nothing is written.
+
+    with Federation.open(home) as federation:
+        plan(federation, {"law": Path("law.jsonl")}, check=3).lines()
+        found = ablate(federation, {"law": Path("law.jsonl")}, check=3)
+    found.trials[0].experts, found.agreement
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from motet.coordinator.ablation_result import Ablation, Scores, Trial, average, sets_of, to_check
+from motet.coordinator.federation import Federation
+from motet.coordinator.store import ExpertStore
+from motet.protocols.errors import AssemblyError, DataError
+from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from motet.coordinator.merging import TextJudge
+    from motet.moe.experts import Expert
+    from motet.moe.scoring import Windows
+
+Progress = Callable[[int, int], None]
+"""Called with the models scored so far and in all."""
+_Scored = TypeVar("_Scored")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an ablation would score."""
+
+    experts: tuple[str, ...]
+    documents: Mapping[str, int]
+    """Text -> how many documents it has."""
+    averages: int
+    """Averages of experts' parameters."""
+    composites: int
+    """Composites, to check the prediction."""
+
+    @property
+    def models(self) -> int:
+        """How many models would be scored, the anchor among them."""
+        return 1 + self.averages + self.composites
+
+    def as_json(self) -> dict[str, object]:
+        """The plan as a JSON object."""
+        counts = {"averages": self.averages, "composites": self.composites, "models": self.models}
+        return {"experts": list(self.experts), "documents": dict(self.documents), **counts}
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        texts = ", ".join(f"{name} ({count} documents)" for name, count in self.documents.items())
+        return [
+            f"experts    {', '.join(self.experts)}",
+            f"texts      {texts}",
+            f"{self.models} models: the anchor, {self.averages} averages and {self.composites} composites; "
+            "nothing was scored",
+        ]
+
+
+def plan(federation: Federation, texts: Mapping[str, Path], *, check: int = 0) -> Plan:
+    """What `ablate` would score; raises as it does when there is no expert, or a text cannot be read."""
+    names, documents = _names(federation), _documents(federation, texts)
+    sets = sets_of(names)
+    return Plan(
+        experts=names,
+        documents={name: len(each) for name, each in documents.items()},
+        averages=len(sets),
+        composites=len(to_check(sets, check)),
+    )
+
+
+def ablate(
+    federation: Federation, texts: Mapping[str, Path], *, check: int = 0, progress: Progress | None = None
+) -> Ablation:
+    """Score the average of every set of admitted experts, and rank the sets.
+
+    All experts are held in memory. With more than eight only the whole, all but one and the pairs are scored.
+
+    Args:
+        federation: an open one.
+        texts: name -> a JSON lines file with a `text` each, scored whole beside the held-out public text.
+        check: assemble this many of the best sets, as many spread over the others, and all experts together.
+        progress: told how far it is.
+
+    Raises:
+        AssemblyError: no expert is admitted.
+        DataError: a text cannot be read, is empty, or is called "public" or "average".
+    """
+    import torch
+
+    from motet.coordinator.merging import TextJudge
+    from motet.moe.scoring import windows_of
+
+    names, documents = _names(federation), _documents(federation, texts)
+    anchor, length = federation.home.anchor, federation.sequence_length
+    tokenizer, model = anchor.tokenizer(), anchor.model(torch.float32)
+    windows = {name: windows_of(tokenizer, each, sequence_length=length) for name, each in documents.items()}
+    experts, judge, sets = _experts(federation), TextJudge(model, windows), sets_of(names)
+    step = _Steps(1 + len(sets) + len(to_check(sets, check)), progress)
+    scores = step(judge.by_domain(anchor.ffn()))
+    trials = {chosen: step(_predicted(judge, experts, chosen)) for chosen in sets}
+    ranked = sorted(trials.values(), key=lambda trial: average(trial.predicted))
+    for chosen in to_check([frozenset(trial.experts) for trial in ranked], check):
+        assembled = _assembled(federation, model, [experts[name] for name in sorted(chosen)], windows)
+        trials[chosen] = step(replace(trials[chosen], assembled=assembled))
+    return Ablation(
+        documents={name: len(each) for name, each in documents.items()},
+        anchor=scores,
+        trials=tuple(trials[frozenset(trial.experts)] for trial in ranked),
+    )
+
+
+class _Steps:
+    """Passes on what it is given, and counts it."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, scored: _Scored) -> _Scored:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return scored
+
+
+def _names(federation: Federation) -> tuple[str, ...]:
+    names = tuple(sorted(contribution.name for contribution in federation.admitted().values()))
+    if not names:
+        raise AssemblyError("saw no admitted expert, wanted at least one to choose from; `motet admit` takes one in")
+    return names
+
+
+def _documents(federation: Federation, texts: Mapping[str, Path]) -> dict[str, list[str]]:
+    if reserved := sorted({PUBLIC, AVERAGE} & texts.keys()):
+        raise DataError(f"saw a text called {reserved[0]}, which the results have a meaning for; choose another name")
+    return {PUBLIC: federation.public_held_out()} | {name: _read(path) for name, path in texts.items()}
+
+
+def _read(path: Path) -> list[str]:
+    """The documents of a JSON lines file, those of white space alone left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        found = [json.loads(line)["text"] for line in lines if line.strip()]
+        documents = [text for text in found if text.strip()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"cannot read {path} ({type(error).__name__}: {error}), wanted a JSON object with a `text` on each line"
+        ) from error
+    if not documents:
+        raise DataError(f"saw no document in {path}, wanted a JSON object with a `text` on each line")
+    return documents
+
+
+def _experts(federation: Federation) -> "dict[str, Expert]":
+    from motet.moe.experts import read_expert
+
+    anchor, store = federation.home.anchor, ExpertStore(federation.home.experts_directory)
+    with store.admitting():
+        return {
+            each.name: read_expert(store.file_of(digest), anchor, name=each.name, contribution=digest)
+            for digest, each in federation.admitted().items()
+        }
+
+
+def _predicted(judge: "TextJudge", experts: "Mapping[str, Expert]", chosen: frozenset[str]) -> Trial:
+    from motet.moe.experts import soup
+
+    names = tuple(sorted(chosen))
+    return Trial(experts=names, predicted=judge.by_domain(soup([experts[name].ffn for name in names])))
+
+
+def _assembled(
+    federation: Federation, model: "PreTrainedModel", experts: "list[Expert]", windows: "Mapping[str, Windows]"
+) -> Scores:
+    """The composite under the charter's routing, as `motet report` would score it."""
+    from motet.moe import ANCHOR, compose
+    from motet.moe.scoring import bits_per_byte, score_windows
+
+    routing = federation.charter.routing
+    wide = [replace(each, ffn={name: own.to(model.dtype) for name, own in each.ffn.items()}) for each in experts]
+    composite = compose(
+        model,
+        wide,
+        top_k=routing.top_k,
+        normalise_top_k=routing.normalise_top_k,
+        log_priors={ANCHOR: routing.log_prior_anchor} | {each.name: routing.log_prior_expert for each in experts},
+    )
+    return {name: bits_per_byte(score_windows(composite, each)) for name, each in windows.items()}
