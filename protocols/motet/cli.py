@@ -24,7 +24,7 @@ _SURROUNDINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Keeps libraries from telling on stderr what is not our own word, and from meddling; read when they are imported."""
-_EXTRAS = {"flwr": "client", "datasets": "client", "accelerate": "client"}
+_EXTRAS = {"flwr": "client", "datasets": "client", "accelerate": "client", "lm_eval": "harness"}
 
 
 def build() -> typer.Typer:
