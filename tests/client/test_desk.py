@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.client.desk import Desk
+from motet.client.desk import Desk, fitting
 from motet.client.owner import DataConfig, OwnerConfig, OwnerHome
 from motet.protocols.canonical import write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter, ExpertRules
@@ -134,6 +134,26 @@ def test_a_status_stays_small_however_long_the_history(desk: Desk) -> None:
     jobs = desk.status().jobs
     assert len(jobs) == 16
     assert jobs[-1].id == job_id(EvaluateRequest(charter=desk.charter.digest, composite=f"sha256:{19:064x}"))
+
+
+def test_results_that_would_not_fit_a_message_are_told_of_the_latest_jobs() -> None:
+    jobs = [
+        JobState(
+            id=f"evaluate-{number:016x}", kind="evaluate", state="done", updated=number, result={"report": "x" * size}
+        )
+        for number, size in enumerate((10, 1000, 1000, 1000))
+    ]
+    told = fitting(jobs, limit=2600)
+    assert [job.id for job in told] == [job.id for job in jobs]
+    assert [job.result is not None for job in told] == [True, False, True, True]
+    assert fitting(jobs) == tuple(jobs)
+
+
+def test_a_request_without_expert_sets_is_the_job_that_it_always_was() -> None:
+    plain = EvaluateRequest(charter=NOTHING, composite=MINE)
+    assert set(plain.as_json()) == {"schema", "charter", "composite"}
+    assert job_id(plain) != job_id(EvaluateRequest(charter=NOTHING, composite=MINE, sets=True))
+    assert EvaluateRequest.parse(plain.canonical()) == plain
 
 
 @pytest.mark.parametrize("word", ["sha256:../../keys", "", MINE + "0", 7, None])

@@ -3,7 +3,8 @@
 import pytest
 
 from motet.protocols.errors import DocumentError
-from motet.protocols.report import Report, Wire
+from motet.protocols.evaluation import subsets
+from motet.protocols.report import Report, Wire, row_names, row_of_set
 
 DIGEST = "sha256:" + "a" * 64
 COLUMNS = ("public", "law", "news")
@@ -79,3 +80,16 @@ def test_a_report_survives_its_own_json() -> None:
 def test_unknown_keys_are_refused() -> None:
     with pytest.raises(DocumentError, match="nonsense"):
         Report.parse(report().canonical()[:-1] + b',"nonsense":1}')
+
+
+def test_every_expert_set_has_a_row_and_no_row_shows_two() -> None:
+    for experts in ((), ("law",), ("law", "news"), ("code", "law", "news"), ("a", "b", "c", "d")):
+        rows = [row_of_set(chosen, experts) for chosen in subsets(experts)]
+        assert len(set(rows)) == 2 ** len(experts)
+        assert set(rows) <= set(row_names(experts, sets=True))
+    assert [row for row in row_names(("code", "law", "news"), sets=True) if row.startswith("set:")] == [
+        "set:code",
+        "set:law",
+        "set:news",
+    ]
+    assert row_names(("law", "news"), sets=True) == row_names(("law", "news"))

@@ -9,6 +9,7 @@ and gives away an update only when the worker, with the owner's consent, finishe
 `{"contribution": digest, "transport": "flower"}`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,7 @@ from motet.client.spool import Spool
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.charter import Charter
 from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
-from motet.protocols.control import OwnerStatus
+from motet.protocols.control import JobState, OwnerStatus
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import FederationError, SignatureError
 from motet.protocols.jobs import InlineUpdate, Request, StatusQuery, contribution_of, kind_of, rides_inline
@@ -77,7 +78,7 @@ class Desk:
 
     def status(self) -> OwnerStatus:
         """How the jobs stand that changed last."""
-        jobs = tuple(self.spool.recent())
+        jobs = fitting(self.spool.recent())
         return OwnerStatus(owner=self.owner, name=self.name, worker_alive=self.spool.worker_alive(), jobs=jobs)
 
     def _require_charter(self, digest: str) -> None:
@@ -108,3 +109,18 @@ class Desk:
 
     def _outbox(self, contribution: str) -> Path:
         return self.home / "outbox" / hex_of(contribution)
+
+
+def fitting(jobs: Sequence[JobState], limit: int = MAX_DOCUMENT_BYTES // 2) -> tuple[JobState, ...]:
+    """The jobs, the latest last, without the results of older ones where all together would not fit a message.
+
+    An evaluation's result is its whole report. What was asked for last is never far from the end.
+    """
+    kept: list[JobState] = []
+    left = limit
+    for job in reversed(jobs):
+        size = len(job.model_dump_json())
+        fits = size <= left
+        left -= size if fits else 0
+        kept.insert(0, job if fits else job.model_copy(update={"result": None}))
+    return tuple(kept)

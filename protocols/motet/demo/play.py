@@ -97,7 +97,8 @@ def play(directory: Path, view: View) -> Report:
         view.step("generating with and without one expert")
         composite = CompositeSummary.model_validate(made)
         samples = samples_of(Path(composite.path))
-    report = Report.model_validate(found | {"composite": made, "seconds": watch.total(), "samples": samples})
+    told = {"composite": made, "seconds": watch.total(), "samples": samples, "evaluation": None}
+    report = Report.model_validate(found | told)
     write_atomically(
         directory / "report.json", json.dumps(report.model_dump(mode="json", by_alias=True), indent=2).encode()
     )

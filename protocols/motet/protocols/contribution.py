@@ -5,13 +5,14 @@ signed = seal(manifest, key)
 manifest.digest                   # names the contribution everywhere, for ever
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, PublicKey, Strict
+from motet.protocols.evaluation.diagnosis import Diagnostics
 
 MAX_BYTES = 1 << 42
 RESERVED_NAMES = ("anchor", "public", "soup", "composite")
@@ -127,4 +128,12 @@ class EvaluationReport(Document):
     owner: PublicKey
     domain: Name
     rows: dict[str, Score] = Field(min_length=1, max_length=4096)
-    """Row of the report ("anchor", "expert:NAME", "soup", "composite", "composite-without:NAME") -> score."""
+    """Row of the report ("anchor", "expert:NAME", "soup", "composite", "composite-without:NAME", and if they were asked
+    for "set:A+B") -> score."""
+    diagnostics: Diagnostics | None = None
+    """What the composite's gate did with the text, and the loss by position; None from releases that do not tell."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The document as a JSON object; without diagnostics it is, byte for byte, what releases before them signed."""
+        whole = super().as_json()
+        return whole if self.diagnostics is not None else {key: whole[key] for key in whole if key != "diagnostics"}

@@ -56,3 +56,10 @@ class EvaluateRequest(Document):
     schema_: Literal["motet.evaluate-request/1"] = Field("motet.evaluate-request/1", alias="schema")
     charter: Digest
     composite: Digest
+    sets: bool = False
+    """Whether every expert set is to be scored, for Shapley values; up to 2^8 of them."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as a JSON object; one for the usual rows is the same job that it was before there were sets."""
+        whole = super().as_json()
+        return whole if self.sets else {key: whole[key] for key in whole if key != "sets"}

@@ -5,7 +5,7 @@ report.bits_per_byte["composite"]["medicine"]
 "\\n".join(report.table()); report.shortfalls()
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +13,8 @@ from pydantic import Field
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, Strict
+from motet.protocols.evaluation.page import Evaluation
+from motet.protocols.evaluation.shares import subsets
 
 PUBLIC = "public"
 OPT_OUT_COST = 0.05
@@ -65,6 +67,8 @@ class Report(Document):
     seconds: dict[str, float]
     composite: CompositeSummary
     samples: tuple[Sample, ...] = ()
+    evaluation: Evaluation | None = None
+    """The same with intervals, gap closed, opting out, and whatever else the owners measured; None if untold."""
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -126,12 +130,40 @@ class Report(Document):
         return lines + [f"! {sentence}" for sentence in self.shortfalls()]
 
 
-def row_names(experts: tuple[str, ...]) -> list[str]:
-    """The rows of a report in the order they are shown; without experts there is no soup."""
+def row_names(experts: tuple[str, ...], *, sets: bool = False) -> list[str]:
+    """The rows of a report in the order they are shown; without experts there is no soup.
+
+    With `sets` there are as many more as it takes for every expert set to have one, see `row_of_set`.
+    """
     return [
         "anchor",
         *(f"expert:{name}" for name in experts),
         *(["soup"] if experts else []),
         "composite",
         *(f"composite-without:{name}" for name in experts),
+        *(map(set_row, set_rows(experts)) if sets else ()),
     ]
+
+
+def set_rows(experts: Collection[str]) -> list[frozenset[str]]:
+    """The expert sets that only a row "set:A+B" shows: not none, not all, not all but one.
+
+    Raises:
+        DataError: there are more than eight experts.
+    """
+    return [chosen for chosen in subsets(experts) if 0 < len(chosen) < len(experts) - 1]
+
+
+def set_row(chosen: Collection[str]) -> str:
+    """The row of a composite in which only these experts, and the anchor, may speak."""
+    return f"set:{'+'.join(sorted(chosen))}"
+
+
+def row_of_set(chosen: Collection[str], experts: Collection[str]) -> str:
+    """The row that shows an expert set of these experts, whatever it is called."""
+    absent = sorted(set(experts) - set(chosen))
+    if not absent:
+        return "composite"
+    if not chosen:
+        return "anchor"
+    return f"composite-without:{absent[0]}" if len(absent) == 1 else set_row(chosen)

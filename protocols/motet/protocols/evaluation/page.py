@@ -75,6 +75,12 @@ class Evaluation(Document):
     seeds: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, ge=0)
 
+    def lines(self) -> list[str]:
+        """The sections beside the matrix of bits per byte, as lines for a terminal."""
+        from motet.protocols.evaluation.writing import lines
+
+        return lines(self)
+
     def markdown(self) -> str:
         """The page as Markdown: the tables, without figures."""
         from motet.protocols.evaluation.writing import markdown

@@ -26,6 +26,8 @@ from motet.protocols.evaluation.tables import (
 if TYPE_CHECKING:
     from motet.protocols.evaluation.page import Evaluation
 
+MATRIX = "Bits per byte"
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -62,7 +64,7 @@ def _bits_per_byte(page: "Evaluation") -> Section:
     ]
     small = " Small print: 95 % interval." if page.intervals else ""
     return Section(
-        "Bits per byte",
+        MATRIX,
         f"Held-out text; lower is better; the darker, the worse in its column.{small}",
         (bits_per_byte_table(page.systems, page.intervals),),
         (bar_chart(f"Bits per byte, {last}", bars),),

@@ -1,14 +1,15 @@
-"""The page written down: Markdown and HTML of the same sections.
+"""The page written down: Markdown, HTML and lines for a terminal, of the same sections.
 
-Guarantees: whatever a system or a domain is called stays text, in both; the HTML refers to nothing outside itself.
+Guarantees: whatever a system or a domain is called stays text; the HTML refers to nothing outside itself.
 
     path.write_text(html(evaluation), encoding="utf-8")
+    print("\\n".join(lines(evaluation)))
 """
 
 from typing import TYPE_CHECKING
 
 from motet.protocols.evaluation.charts import BarChart
-from motet.protocols.evaluation.sections import sections
+from motet.protocols.evaluation.sections import MATRIX, sections
 from motet.protocols.evaluation.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ def markdown(page: "Evaluation") -> str:
         for table in section.tables:
             lines += [f"**{_plain(table.caption)}**", "", *_table_lines(table), ""]
     return "\n".join(lines)
+
+
+def lines(page: "Evaluation") -> list[str]:
+    """The sections beside the matrix itself as lines of text, figures without their small print."""
+    found: list[str] = []
+    for section in sections(page):
+        for table in section.tables if section.title != MATRIX else ():
+            found += ["", table.caption, *_aligned(table)]
+    return found[1:]
 
 
 def html(page: "Evaluation") -> str:
@@ -53,6 +63,16 @@ def _table_lines(table: Table) -> list[str]:
     head = [[table.corner, *table.columns], ["---", *("---:" for _ in table.columns)]]
     return [
         "| " + " | ".join(row if row.startswith("---") else _plain(row) for row in line) + " |" for line in head + rows
+    ]
+
+
+def _aligned(table: Table) -> list[str]:
+    rows = [["", *table.columns], *([label, *(cell.text for cell in cells)] for label, cells in table.rows)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
     ]
 
 
