@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.moe import MotetForCausalLM, only
-from motet.moe.mixture import gate_weights
+from motet.moe.gating import gate_weights
 
 MakeComposite = Callable[..., MotetForCausalLM]
 NAMES = ("math", "news", "law")

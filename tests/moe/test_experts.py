@@ -92,7 +92,8 @@ def test_an_update_holds_exactly_what_the_anchor_asks(anchor, update):
     assert specs["model.layers.1.mlp.down_proj.weight"] == ("BF16", (32, 48))
     assert specs["model.layers.1.mlp.router.weight"] == ("F32", (32,))
     assert specs["model.layers.1.mlp.router.bias"] == ("F32", (1,))
-    assert len(specs) == 6 + 4
+    assert specs["model.router.tokens"] == ("BF16", (259,))
+    assert len(specs) == 6 + 4 + 1
 
 
 @pytest.mark.parametrize("method", ["lossless", "ternary", "levels", "int4"])

@@ -14,21 +14,26 @@ except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from motet.moe.config import ANCHOR, MotetConfig
-from motet.moe.expert_cache import claim, mark, set_keys
+from motet.moe.evidence import Evidence
+from motet.moe.expert_cache import claim, last_posterior, mark, remember, set_keys
 from motet.moe.expert_sets import expert_mask_of, prompts_allow
 from motet.moe.experts import Expert
 from motet.moe.families import FAMILIES, Family, family_of
+from motet.moe.gate import Gate, Routing
 from motet.moe.mixture import Mixture, Router
 from motet.moe.routing import RoutingRows
+from motet.moe.token_router import TOKEN_ROUTER, TokenRouter, real_positions
 from motet.protocols.errors import AssemblyError, ExpertSetError
 
 
@@ -47,7 +52,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
     _no_split_modules = [family.layer.__name__ for family in FAMILIES.values()]  # noqa: RUF012 - read from the class
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _keep_in_fp32_modules_strict = {"router"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"router", "token_router"}  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -56,6 +61,9 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         super().__init__(config)
         self.model = _mixture_model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_router = (
+            None if config.filter is None else TokenRouter(config.vocab_size, config.filter, config.priors)
+        )
         self.post_init()  # type: ignore[no-untyped-call]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -79,6 +87,10 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         keys = set_keys(self.config.contributions or (), expert_mask, rows)
         if past_key_values is not None:
             claim(past_key_values, keys)
+        routing = Routing(
+            expert_mask=expert_mask,
+            posterior=self._posterior(input_ids, attention_mask, past_key_values, expert_mask),
+        )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -86,11 +98,13 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            expert_mask=expert_mask,  # reaches every layer as an argument: checkpointing runs layers again later
+            routing=routing,  # reaches every layer as an argument: checkpointing runs layers again later
             **kwargs,
         )
         if past_key_values is None and outputs.past_key_values is not None:
             mark(outputs.past_key_values, keys)
+        if outputs.past_key_values is not None and routing.posterior is not None:
+            remember(outputs.past_key_values, routing.posterior)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
@@ -135,6 +149,24 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             for stored in family.ffn_names(layer)
         }
 
+    def _posterior(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, expert_mask: Tensor | None
+    ) -> Tensor | None:
+        """What a filter believes at every position of this pass: (batch, seq, experts); None without a filter."""
+        if self.token_router is None:
+            return None
+        if input_ids is None:
+            raise ExpertSetError(
+                "saw embeddings and no token ids in a composite that weighs its experts by the tokens; pass input_ids"
+            )
+        found: Tensor = self.token_router(
+            input_ids,
+            expert_mask=expert_mask,
+            real=real_positions(attention_mask, input_ids.shape[1]),
+            before=last_posterior(cache),
+        )
+        return found
+
     def _rows(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
         given = input_ids if input_ids is not None else inputs_embeds
         return 1 if given is None else given.shape[0]
@@ -171,6 +203,11 @@ def router_tensors(
     return weight, bias + torch.tensor(log_priors, dtype=torch.float32)
 
 
+def token_router_tensor(rows: Sequence[RoutingRows], vocabulary_size: int) -> Tensor:
+    """A filter's evidence: (experts, vocabulary) float32, the anchor's zeros first, then the closed experts' by id."""
+    return torch.stack([torch.zeros(vocabulary_size), *(one.evidence(vocabulary_size) for one in rows)])
+
+
 def compose(
     anchor_model: PreTrainedModel,
     experts: Sequence[Expert],
@@ -178,6 +215,7 @@ def compose(
     top_k: int | None = None,
     normalise_top_k: bool = True,
     log_priors: Mapping[str, float] | None = None,
+    evidence: Evidence | None = None,
 ) -> MotetForCausalLM:
     """A composite of a loaded anchor and experts, in the order of their contribution digests.
 
@@ -185,21 +223,25 @@ def compose(
     `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in, and may be float32 beside
     an anchor in bfloat16; run such a composite under autocast). The router is frozen.
     `top_k` is the number of experts per token, None for all that are allowed.
-    `log_priors` are in nats by expert name, zero where absent. Raises AssemblyError when an expert does not fit.
+    `log_priors` are in nats by expert name, zero where absent; `evidence` makes the composite a filter over the prefix,
+    None routes token by token. Raises AssemblyError when an expert does not fit.
     """
     experts = sorted(experts, key=lambda expert: expert.contribution)
+    names = [ANCHOR, *(expert.name for expert in experts)]
     config = MotetConfig(
         anchor_config=copy.deepcopy(anchor_model.config),
-        expert_names=[ANCHOR, *(expert.name for expert in experts)],
+        expert_names=names,
         contributions=[expert.contribution for expert in experts],
         experts_per_token=top_k,
         normalise_top_k=normalise_top_k,
+        log_priors=_prior_list(names, log_priors),
+        evidence=None if evidence is None else asdict(evidence),
         dtype=anchor_model.dtype,
     )
     config._attn_implementation = anchor_model.config._attn_implementation
     with torch.device("meta"):
         model = MotetForCausalLM(config)
-    _adopt(model, _composed_state(anchor_model, experts, _prior_list(config, log_priors)))
+    _adopt(model, _composed_state(anchor_model, experts, config))
     for name, buffer in anchor_model.named_buffers():
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
@@ -208,17 +250,15 @@ def compose(
     return model
 
 
-def _prior_list(config: MotetConfig, log_priors: Mapping[str, float] | None) -> list[float]:
+def _prior_list(names: Sequence[str], log_priors: Mapping[str, float] | None) -> list[float]:
     priors = dict(log_priors or {})
-    unknown = sorted(set(priors) - set(config.names))
+    unknown = sorted(set(priors) - set(names))
     if unknown:
-        raise AssemblyError(f"saw log priors for {', '.join(unknown)}, wanted names among {', '.join(config.names)}")
-    return [priors.get(name, 0.0) for name in config.names]
+        raise AssemblyError(f"saw log priors for {', '.join(unknown)}, wanted names among {', '.join(names)}")
+    return [priors.get(name, 0.0) for name in names]
 
 
-def _composed_state(
-    anchor_model: PreTrainedModel, experts: Sequence[Expert], log_priors: list[float]
-) -> dict[str, Tensor]:
+def _composed_state(anchor_model: PreTrainedModel, experts: Sequence[Expert], config: MotetConfig) -> dict[str, Tensor]:
     family, layers = family_of(anchor_model.config.model_type), range(anchor_model.config.num_hidden_layers)
     state: dict[str, Tensor] = dict(anchor_model.named_parameters(remove_duplicate=False))
     wide = torch.float64 if anchor_model.dtype == torch.float64 else torch.float32
@@ -228,10 +268,13 @@ def _composed_state(
             state[expert_tensor_name(name, 0)] = own
             for number, expert in enumerate(experts, start=1):
                 state[expert_tensor_name(name, number)] = _fitting(expert, name, own)
-        tensors = router_tensors([one.rows for one in experts], layer, log_priors, anchor_model.config.hidden_size)
+        tensors = router_tensors([one.rows for one in experts], layer, config.priors, config.hidden_size)
         for name, tensor in zip(router_tensor_names(layer), tensors, strict=True):
             moved = tensor.to(device=anchor_model.device, dtype=wide)
             state[name] = nn.Parameter(moved, requires_grad=False)
+    if config.filter is not None:
+        evidence = token_router_tensor([one.rows for one in experts], config.vocab_size)
+        state[TOKEN_ROUTER] = nn.Parameter(evidence.to(anchor_model.device, wide), requires_grad=False)
     return state
 
 
@@ -267,8 +310,8 @@ def _mixture_model(config: MotetConfig) -> PreTrainedModel:
 
 def _mixture(config: MotetConfig, family: Family) -> Mixture:
     experts = [family.mlp(config.anchor) for _ in config.names]
-    router = Router(config.hidden_size, config.num_experts)
-    return Mixture(experts, router, top_k=config.experts_per_token, normalise=config.normalise_top_k)
+    gate = Gate(top_k=config.experts_per_token, normalise=config.normalise_top_k)
+    return Mixture(experts, Router(config.hidden_size, config.num_experts), gate)
 
 
 AutoConfig.register(MotetConfig.model_type, MotetConfig, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from motet.moe.evidence import Evidence
 from motet.protocols.errors import AssemblyError
 
 ANCHOR = "anchor"
@@ -35,6 +36,8 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     experts_per_token: the router's top k, None for all that the request allows. (A key named `top_k` would be taken
     for a sampling parameter by transformers and end up in the generation configuration.)
     normalise_top_k: whether the gate weights of the chosen experts are scaled to sum to one.
+    log_priors: by expert id, in nats; the router's biases contain them. None is zero for every expert.
+    evidence: the settings of the filter over the prefix (`motet.moe.evidence`); None routes token by token.
     """
 
     model_type = "motet"
@@ -46,6 +49,8 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     contributions: list[str] | None = None
     experts_per_token: int | None = None
     normalise_top_k: bool = True
+    log_priors: list[float] | None = None
+    evidence: dict[str, float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers passes what the file holds
         if "top_k" in kwargs:
@@ -53,6 +58,10 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.expert_names = [ANCHOR] if self.expert_names is None else list(self.expert_names)
         self.contributions = [] if self.contributions is None else list(self.contributions)
         _check_experts(self.expert_names, self.contributions, self.experts_per_token)
+        if self.log_priors is not None and len(self.log_priors) != len(self.expert_names):
+            raise AssemblyError(
+                f"saw {len(self.log_priors)} log_priors for {len(self.expert_names)} expert_names, wanted one for each"
+            )
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -76,6 +85,16 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     def names(self) -> tuple[str, ...]:
         """Expert names by expert id."""
         return tuple(self.expert_names or ())
+
+    @property
+    def filter(self) -> Evidence | None:
+        """The filter over the prefix; None when this composite routes token by token."""
+        return None if self.evidence is None else Evidence(**self.evidence)
+
+    @property
+    def priors(self) -> tuple[float, ...]:
+        """Log priors in nats by expert id."""
+        return tuple(self.log_priors or [0.0] * self.num_experts)
 
     @property
     def num_experts(self) -> int:

@@ -1,15 +1,18 @@
-"""Key-value caches that remember which experts filled them.
+"""Key-value caches that remember which experts filled them, and what a filter believed at every position.
 
 Keys and values of a layer depend on the experts of the layers below, so a cache continued under another expert set
 gives wrong text without a sign of it. Guarantees: a filled cache is continued only under the sets that filled it, row
-by row, recognised by what the experts are (contribution digests), not by what they are called.
+by row, recognised by what the experts are (contribution digests), not by what they are called; and a filter's
+posterior follows the cache when rows are reordered, repeated or selected and when positions are cropped.
 
     claim(cache, set_keys(config.contributions, mask, rows))  # CacheExpertSetError if it was filled otherwise
+    remember(cache, posterior); last_posterior(cache)         # (batch, experts), of the last position
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -55,15 +58,31 @@ def mark(cache: Cache, keys: SetKeys) -> None:
     cache.expert_set_keys = keys  # type: ignore[attr-defined]
 
 
+def remember(cache: Cache, posterior: Tensor) -> None:
+    """Adds the posteriors (batch, seq, experts) of the positions that this marked cache was just extended by.
+
+    A few bytes a position beside its keys and values, so that a cropped cache goes on as if it had never been longer.
+    """
+    before = getattr(cache, "posteriors", None)
+    cache.posteriors = posterior if before is None else torch.cat([before, posterior], dim=1)  # type: ignore[attr-defined]
+
+
+def last_posterior(cache: Cache | None) -> Tensor | None:
+    """The posterior (batch, experts) at a cache's last position; None when there is none."""
+    kept: Tensor | None = getattr(cache, "posteriors", None)
+    return None if kept is None or not kept.shape[1] else kept[:, -1]
+
+
 def _listed(keys: SetKeys) -> str:
     names = ["+".join(["anchor", *(digest[:14] for digest in key)]) for key in keys]
     return f"{len(keys)} rows of {', '.join(dict.fromkeys(names))}"
 
 
 class _Marked:
-    """What a marked cache's class adds to it: the marks move with the rows."""
+    """What a marked cache's class adds to it: the marks move with the rows, the posteriors with the positions too."""
 
     expert_set_keys: SetKeys
+    posteriors: Tensor | None = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -76,9 +95,24 @@ class _Marked:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self.expert_set_keys = tuple(key for key in self.expert_set_keys for _ in range(repeats))
+        if self.posteriors is not None:
+            self.posteriors = self.posteriors.repeat_interleave(repeats, dim=0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        kept = int(self.get_seq_length())  # type: ignore[attr-defined]
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        if self.posteriors is not None:
+            removed = kept - int(self.get_seq_length())  # type: ignore[attr-defined]
+            self.posteriors = self.posteriors[:, : self.posteriors.shape[1] - removed]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.posteriors = None
 
     def _select(self, rows: Tensor) -> None:
         self.expert_set_keys = tuple(self.expert_set_keys[row] for row in rows.tolist())
+        if self.posteriors is not None:
+            self.posteriors = self.posteriors[rows.to(self.posteriors.device)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - the pickle protocol's own types
         """Copies and pickles by way of the class it had, since this one has no name to import."""

@@ -27,6 +27,7 @@ from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import CodecSettings, Encoding, UpdateReader, apply, encode
 from motet.protocols.errors import ExpertError
 from motet.protocols.expert_files import (
+    ROUTER_TOKENS,
     StoredTensors,
     expert_specs,
     require_specs,
@@ -90,11 +91,15 @@ class Difference:
         _require_rows(rows, manifest)
         self._trained, self._before = trained, before
         self._specs = {spec.name: spec for spec in manifest.ffn()}
+        self._tokens = rows.evidence(manifest.vocabulary_size)
         self._rows = {router_weight_name(layer): rows.weight[layer] for layer in range(manifest.layers)}
         self._rows |= {router_bias_name(layer): rows.bias[layer : layer + 1] for layer in range(manifest.layers)}
 
     def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
         """See `motet.protocols.codec.Source`."""
+        if spec.name == ROUTER_TOKENS:
+            part = self._tokens[start : start + count].bfloat16()
+            return part.view(torch.int16).numpy().view(np.uint16)
         if spec.name in self._rows:
             row: NDArray[Any] = self._rows[spec.name].detach().cpu().float().numpy()[start : start + count]
             return row
@@ -235,7 +240,7 @@ def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -
 def _rows_of(tensors: Mapping[str, Tensor], manifest: AnchorManifest) -> RoutingRows:
     weight = torch.stack([tensors[router_weight_name(layer)] for layer in range(manifest.layers)])
     bias = torch.cat([tensors[router_bias_name(layer)] for layer in range(manifest.layers)])
-    return RoutingRows(weight=weight, bias=bias)
+    return RoutingRows(weight=weight, bias=bias, tokens=tensors[ROUTER_TOKENS].float())
 
 
 def _tensor_of(data: bytes | bytearray, dtype: str) -> Tensor:

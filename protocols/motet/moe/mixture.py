@@ -1,62 +1,26 @@
-"""A mixture of feed-forward networks in place of one, and the gate that weighs them.
+"""A mixture of feed-forward networks in place of one, weighed by a gate.
 
 Guarantees: an expert that is masked out is never executed, and what remains is computed as if it did not exist. To
-that end every score is computed on its own and every sum runs in the order of expert ids, so that removing a term of
-zero changes no rounding.
+that end every score is computed on its own, and every sum runs in the order of expert ids.
 
-    weights = gate_weights(router(hidden), mask, top_k=None, normalise=True)  # (tokens, experts)
-    output = Mixture(experts, router, top_k=None, normalise=True)(hidden, expert_mask)
+    output = Mixture(experts, router, Gate(top_k=None, normalise=True))(hidden, Routing(expert_mask=mask))
 """
 
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def gate_weights(logits: Tensor, mask: Tensor | None, top_k: int | None, normalise: bool) -> Tensor:
-    """How much each expert counts for each token: (tokens, experts), zero for experts that do not take part.
-
-    The softmax of `logits` (tokens, experts) over the experts that `mask` (tokens, experts; None allows all) allows;
-    then only the `top_k` largest, ties to the lower id, clamped per token to the number allowed; then scaled to sum to
-    one if `normalise`. Every token must be allowed at least one expert.
-    """
-    allowed = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
-    columns = (allowed - allowed.detach().amax(dim=-1, keepdim=True)).unbind(dim=-1)
-    weights = torch.stack([column.contiguous().exp() for column in columns], dim=-1)
-    weights = weights / _sum_in_order(weights)
-    if top_k is None:
-        return weights
-    # Also when every expert is among the top k: dividing once more rounds, and removal must not change the rounding.
-    weights = weights.masked_fill(~_largest(allowed, top_k), 0.0)
-    return weights / _sum_in_order(weights) if normalise else weights
+from motet.moe.gate import Gate, Routing
+from motet.moe.wide import Wide, wide_dtype
 
 
-def _sum_in_order(weights: Tensor) -> Tensor:
-    """The sum over experts, keeping the dimension. `Tensor.sum` may group the terms otherwise when one more is zero."""
-    total, *rest = weights.unbind(dim=-1)
-    for column in rest:
-        total = total + column
-    return total.unsqueeze(-1)
-
-
-def _largest(logits: Tensor, top_k: int) -> Tensor:
-    """True at each token's `top_k` largest logits. `Tensor.topk` leaves ties open; a stable sort does not."""
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order[..., :top_k], True)
-
-
-class Router(nn.Linear):
-    """One routing row per expert, its log prior in the bias; scores in nats.
-
-    Keeps at least float32: a score in bfloat16 has three digits, and a softmax turns its error into a factor.
-    """
+class Router(Wide, nn.Linear):
+    """One routing row per expert, its log prior in the bias; scores in nats."""
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
-        wide = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        super().__init__(hidden_size, num_experts, dtype=wide)
+        super().__init__(hidden_size, num_experts, dtype=wide_dtype())
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (tokens, hidden) of any dtype -> (tokens, experts) in the router's dtype."""
@@ -66,34 +30,27 @@ class Router(nn.Linear):
             rows = zip(self.weight.unsqueeze(1), self.bias.unsqueeze(1), strict=True)
             return torch.cat([functional.linear(wide, weight, bias) for weight, bias in rows], dim=-1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def widened(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
-
-        super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
-        return self
-
 
 class Mixture(nn.Module):
-    """Feed-forward networks of one shape, weighed per token by a router. Expert 0 is the anchor's."""
+    """Feed-forward networks of one shape, weighed per token by a router's scores. Expert 0 is the anchor's."""
 
-    def __init__(self, experts: Sequence[nn.Module], router: Router, *, top_k: int | None, normalise: bool) -> None:
+    def __init__(self, experts: Sequence[nn.Module], router: Router, gate: Gate) -> None:
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router = router
-        self.top_k = top_k
-        self.normalise = normalise
+        self.gate = gate
 
-    def route(self, hidden: Tensor, expert_mask: Tensor | None = None) -> Tensor:
-        """The gate weights of hidden (batch, seq, hidden) under a mask (batch, experts): (batch * seq, experts)."""
-        batch, length, width = hidden.shape
-        mask = None if expert_mask is None else expert_mask.to(hidden.device).repeat_interleave(length, dim=0)
-        return gate_weights(self.router(hidden.reshape(batch * length, width)), mask, self.top_k, self.normalise)
+    def route(self, hidden: Tensor, routing: Routing) -> Tensor:
+        """The gate weights of hidden (batch, seq, hidden): (batch * seq, experts)."""
+        scores: Tensor | None = None
+        if routing.posterior is None:
+            scores = self.router(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        weights: Tensor = self.gate(scores, routing)
+        return weights.to(hidden.device)
 
-    def forward(self, hidden: Tensor, expert_mask: Tensor | None = None) -> Tensor:
-        """hidden (batch, seq, hidden), expert_mask (batch, experts) bool or None for all -> (batch, seq, hidden)."""
-        weights = self.route(hidden, expert_mask)  # (tokens, experts)
+    def forward(self, hidden: Tensor, routing: Routing | None = None) -> Tensor:
+        """hidden (batch, seq, hidden) -> (batch, seq, hidden); without `routing`, all experts take part."""
+        weights = self.route(hidden, routing or Routing())  # (tokens, experts)
         tokens = hidden.reshape(-1, hidden.shape[-1])
         mixed = torch.zeros_like(tokens, dtype=weights.dtype)
         for expert, column in zip(self.experts, weights.unbind(dim=-1), strict=True):

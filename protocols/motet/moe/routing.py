@@ -25,10 +25,15 @@ EIGENVALUE_FLOOR = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoutingRows:
-    """One expert's routing: `weight` (layers, hidden) and `bias` (layers,), both float32 and finite, in nats."""
+    """One expert's routing, float32 and finite, in nats.
+
+    `weight` (layers, hidden) and `bias` (layers,) score a layer's MLP input. `tokens` (vocabulary,) is what a token
+    says by its id alone, the evidence of a filter (`motet.moe.token_evidence`); None where the charter asks for none.
+    """
 
     weight: Tensor
     bias: Tensor
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no router could hold; raises ExpertError."""
@@ -37,9 +42,12 @@ class RoutingRows:
                 f"saw a routing weight of shape {tuple(self.weight.shape)} with a bias of shape "
                 f"{tuple(self.bias.shape)}, wanted (layers, hidden) with (layers,)"
             )
-        if self.weight.dtype != torch.float32 or self.bias.dtype != torch.float32:
-            raise ExpertError(f"saw routing rows in {self.weight.dtype} and {self.bias.dtype}, wanted float32")
-        if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
+        if self.tokens is not None and self.tokens.ndim != 1:
+            raise ExpertError(f"saw evidence of shape {tuple(self.tokens.shape)}, wanted one value for each token id")
+        given = [self.weight, self.bias, *(() if self.tokens is None else (self.tokens,))]
+        if dtypes := {str(tensor.dtype) for tensor in given} - {"torch.float32"}:
+            raise ExpertError(f"saw routing rows in {', '.join(sorted(dtypes))}, wanted float32")
+        if not all(tensor.isfinite().all() for tensor in given):
             raise ExpertError("saw NaN or infinity in routing rows, wanted finite numbers; fit them again")
 
     @property
@@ -51,6 +59,16 @@ class RoutingRows:
     def hidden_size(self) -> int:
         """Width of the MLP input these rows read."""
         return int(self.weight.shape[1])
+
+    def evidence(self, vocabulary_size: int) -> Tensor:
+        """What each token id says in nats: (vocabulary,), zeros where there is none. Raises ExpertError for a misfit."""
+        if self.tokens is None:
+            return torch.zeros(vocabulary_size)
+        if len(self.tokens) != vocabulary_size:
+            raise ExpertError(
+                f"saw evidence for {len(self.tokens)} tokens, wanted {vocabulary_size} as the anchor has; count again"
+            )
+        return self.tokens
 
     def scores(self, x: Tensor, *, layer: int) -> Tensor:
         """Log density ratio in nats of each MLP input: x (..., hidden) -> (...)."""

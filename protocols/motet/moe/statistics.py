@@ -12,11 +12,10 @@ covariances of low rank plus diagonal (`motet.moe.covariance`), here and in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from motet.moe.covariance import Covariance, DenseMoments, LowRankCovariance, Moments, SketchedMoments, stack
+from motet.moe.layer_inputs import SEQUENCE_LENGTH, walk
 from motet.protocols.canonical import write_atomically
 from motet.protocols.errors import StatisticsError
 
@@ -127,7 +127,7 @@ def measure(
     anchor: Anchor,
     texts: Iterable[str],
     *,
-    sequence_length: int = 128,
+    sequence_length: int = SEQUENCE_LENGTH,
     batch_size: int = 16,
     max_tokens: int | None = None,
     skip_first: int = 1,
@@ -143,15 +143,21 @@ def measure(
     Raises StatisticsError when fewer than two positions remain, or the rank is not between 1 and the anchor's width.
     """
     sums = [_moments(anchor.manifest.hidden_size, rank) for _ in range(anchor.manifest.layers)]
-    model = anchor.model(dtype=torch.float32)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    with _collecting(model, sums) as counted, torch.inference_mode():
-        for ids, attention in _batches(anchor.tokenizer(), texts, sequence_length, batch_size):
-            counted.mask = attention.bool()
-            counted.mask[:, :skip_first] = False
-            model.model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False)
-            if max_tokens is not None and sums[0].count >= max_tokens:
-                break
+
+    def observe(layer: int, inputs: Tensor, document: Tensor) -> None:
+        sums[layer].add(inputs)
+
+    for counted in walk(
+        anchor,
+        texts,
+        observe,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        skip_first=skip_first,
+        device=device,
+    ):
+        if max_tokens is not None and counted >= max_tokens:
+            break
     if sums[0].count < 2:
         raise StatisticsError(f"counted {sums[0].count} positions in the texts, wanted at least 2; give more text")
     mean = torch.stack([each.mean().float() for each in sums])
@@ -166,65 +172,3 @@ def _moments(size: int, rank: int | None) -> Moments:
     if not 1 <= rank <= size:
         raise StatisticsError(f"saw rank {rank}, wanted 1 to {size}, the anchor's width")
     return SketchedMoments(size, rank=rank)
-
-
-class _Counted:
-    """Which positions (batch, sequence) of the current batch are counted."""
-
-    mask: Tensor
-
-
-@contextmanager
-def _collecting(model: Any, sums: list[Moments]) -> Iterator[_Counted]:  # noqa: ANN401 - transformers is untyped
-    """While open, every forward pass adds its counted MLP inputs to `sums`, layer by layer."""
-    counted = _Counted()
-
-    def hook_of(layer_sums: Moments) -> Any:  # noqa: ANN401
-        return lambda module, arguments: layer_sums.add(arguments[0].cpu()[counted.mask])
-
-    hooks = [
-        layer.mlp.register_forward_pre_hook(hook_of(layer_sums))
-        for layer, layer_sums in zip(model.model.layers, sums, strict=True)
-    ]
-    try:
-        yield counted
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _batches(
-    tokenizer: Any,  # noqa: ANN401 - transformers is untyped
-    texts: Iterable[str],
-    sequence_length: int,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Right-padded token ids and attention (batch, sequence) of consecutive sequences."""
-    batch: list[list[int]] = []
-    for text in texts:
-        for sequence in _sequences(tokenizer, text, sequence_length):
-            batch.append(sequence)
-            if len(batch) == batch_size:
-                yield _pad(batch)
-                batch = []
-    if batch:
-        yield _pad(batch)
-
-
-def _sequences(tokenizer: Any, text: str, sequence_length: int) -> Iterator[list[int]]:  # noqa: ANN401
-    """The text's tokens cut to `sequence_length`, each piece opened by BOS if the tokenizer has one."""
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    step = sequence_length - len(prefix)
-    for start in range(0, len(tokens), step):
-        yield prefix + tokens[start : start + step]
-
-
-def _pad(batch: list[list[int]]) -> tuple[Tensor, Tensor]:
-    width = max(len(sequence) for sequence in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    attention = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention[row, : len(sequence)] = 1
-    return ids, attention

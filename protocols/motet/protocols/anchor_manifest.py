@@ -43,6 +43,10 @@ VOLATILE_CONFIGURATION = ("_name_or_path", "transformers_version")
 _FFN = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate_proj|up_proj|down_proj)\.weight")
 
 
+EMBEDDING = "model.embed_tokens.weight"
+"""The name of the token embedding: (vocabulary, hidden)."""
+
+
 def ffn_name(layer: int, projection: str) -> str:
     """The name of one feed-forward tensor, the same in an anchor, an update and an expert's store file."""
     return f"model.layers.{layer}.mlp.{projection}.weight"
@@ -94,6 +98,8 @@ class AnchorManifest(Document):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [tensor.name for tensor in self.tensors]
+        if EMBEDDING not in names:
+            raise ValueError(f"saw no tensor {EMBEDDING}, wanted the anchor's token embedding under that name")
         if names != sorted(set(names)):
             raise ValueError("tensors: saw names repeated or out of order, wanted each once and sorted")
         wanted = {ffn_name(layer, projection) for layer in range(self.layers) for projection in PROJECTIONS}
@@ -126,6 +132,11 @@ class AnchorManifest(Document):
     def intermediate_size(self) -> int:
         """Width inside the feed-forward network."""
         return self._down.shape[1]
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that have an embedding."""
+        return next(tensor.shape[0] for tensor in self.tensors if tensor.name == EMBEDDING)
 
     def ffn(self) -> list[TensorSpec]:
         """The feed-forward tensors in layer order: gate_proj, up_proj, down_proj of each."""

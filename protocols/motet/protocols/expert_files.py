@@ -37,23 +37,27 @@ def router_bias_name(layer: int) -> str:
     return f"model.layers.{layer}.mlp.router.bias"
 
 
+ROUTER_TOKENS = "model.router.tokens"
+"""The name of an expert's evidence by token in an update and in an expert's store file: (vocabulary,) BF16."""
+
+
 def row_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """The routing rows of an expert for this anchor, layer by layer: weight, then intercept."""
+    """The routing of an expert for this anchor: layer by layer weight and intercept, then the evidence by token."""
     specs = []
     for layer in range(manifest.layers):
         specs.append(TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(manifest.hidden_size,)))
         specs.append(TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(1,)))
-    return specs
+    return [*specs, TensorSpec(name=ROUTER_TOKENS, dtype="BF16", shape=(manifest.vocabulary_size,))]
 
 
 def update_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an update of a full expert holds: bf16 differences under the anchor's names, and F32 rows."""
+    """Exactly what an update of a full expert holds: bf16 differences under the anchor's names, and its routing."""
     differences = [TensorSpec(name=spec.name, dtype="BF16", shape=spec.shape) for spec in manifest.ffn()]
     return differences + row_specs(manifest)
 
 
 def expert_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an expert's store file holds: the feed-forward tensors in the anchor's dtype, and F32 rows."""
+    """Exactly what an expert's store file holds: the feed-forward tensors in the anchor's dtype, and its routing."""
     return manifest.ffn() + row_specs(manifest)
 
 

@@ -46,7 +46,7 @@ class Family:
     post_norm: whether the MLP reads the raw residual stream, which lets a stock export fold in the router's bias.
     base: builds the anchor without its head, module names as in its checkpoints below `model.`.
     mlp: builds one feed-forward network.
-    layer: the decoder layer, built from (configuration, index, mixture); hands its `expert_mask` to the mixture.
+    layer: the decoder layer, built from (configuration, index, mixture); hands its `routing` to the mixture.
     stock: its stock export.
     """
 

@@ -9,11 +9,12 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2MLP
 
 from motet.moe.families.family import Family
 from motet.moe.families.flex_olmo import FlexOlmoStock
+from motet.moe.gate import Routing
 from motet.moe.mixture import Mixture
 
 
 class Olmo2MixtureLayer(Olmo2DecoderLayer):  # type: ignore[no-untyped-call]
-    """An Olmo2 decoder layer whose MLP is a mixture. `expert_mask` is (batch, experts) bool, or None for all."""
+    """An Olmo2 decoder layer whose MLP is a mixture, which `routing` is handed to."""
 
     def __init__(self, config: Olmo2Config, layer_idx: int, mixture: Mixture) -> None:
         super().__init__(config, layer_idx)
@@ -23,12 +24,12 @@ class Olmo2MixtureLayer(Olmo2DecoderLayer):  # type: ignore[no-untyped-call]
         self,
         hidden_states: Tensor,
         *,
-        expert_mask: Tensor | None = None,
+        routing: Routing | None = None,
         **attention: Any,  # noqa: ANN401 - what the model hands to its attention
     ) -> Tensor:
         attended, _ = self.self_attn(hidden_states=hidden_states, **attention)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
-        mixed: Tensor = self.post_feedforward_layernorm(self.mlp(hidden_states, expert_mask))
+        mixed: Tensor = self.post_feedforward_layernorm(self.mlp(hidden_states, routing))
         return hidden_states + mixed
 
 

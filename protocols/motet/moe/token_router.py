@@ -1,0 +1,64 @@
+"""The router of a filter: evidence of every expert by token id, added up over the prefix.
+
+router = TokenRouter(vocabulary_size, evidence, log_priors)
+posterior = router(input_ids, expert_mask=None, real=None, before=None)    # (batch, seq, experts)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from motet.moe.evidence import Evidence
+from motet.moe.wide import Wide, wide_dtype
+
+TOKEN_ROUTER = "token_router.weight"  # noqa: S105 - a tensor's name
+"""The name of its tensor in a composite: (experts, vocabulary)."""
+
+
+def real_positions(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """Which of the last `length` positions hold a token: (batch, length) bool; None when all of them do.
+
+    From an attention mask (batch, positions so far), ones and zeros. One of another shape (already spread over queries
+    and keys) tells nothing about padding and counts as none.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    return attention_mask[:, -length:].bool()
+
+
+class TokenRouter(Wide):
+    """Evidence in nats, `weight` (experts, vocabulary), the anchor's row zero; frozen."""
+
+    def __init__(self, vocabulary_size: int, evidence: Evidence, log_priors: Sequence[float]) -> None:
+        super().__init__()
+        shape = (len(log_priors), vocabulary_size)
+        self.weight = nn.Parameter(torch.zeros(shape, dtype=wide_dtype()), requires_grad=False)
+        self.evidence, self.log_priors = evidence, tuple(log_priors)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        expert_mask: Tensor | None = None,
+        real: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """The posterior at every position. Without gradient: nothing that it depends on is trained.
+
+        Args:
+            input_ids: (batch, seq).
+            expert_mask: (batch, experts) bool, None for all.
+            real: (batch, seq) bool, False at padding, None for none.
+            before: (batch, experts), the posterior at the position before these, None where the texts begin.
+        """
+        device, dtype = self.weight.device, self.weight.dtype
+        scores = self.weight[:, input_ids.to(device)].movedim(0, -1)  # (batch, seq, experts)
+        return self.evidence.filter(
+            scores,
+            torch.tensor(self.log_priors, device=device, dtype=dtype),
+            mask=None if expert_mask is None else expert_mask.to(device),
+            real=None if real is None else real.to(device),
+            before=None if before is None else before.to(device, dtype),
+        )
