@@ -1,0 +1,13 @@
+"""What `motet bench quality` trains on an owner's side: the experts, and the baselines that train as they do.
+
+Stages (`motet.bench.quality.stages`), their inputs, what their spec holds, and the files that they leave:
+
+    corpus      text (a file), more files whose held-out text is not trained on
+                the [evaluation] table                      -> train.jsonl, validation.jsonl, test.jsonl
+    specialist  anchor, public, domain; specialist (optional: whose learning rate is taken, without a grid)
+                steps, batch_size, sequence_length, learning_rates, public_share, seed
+                                                            -> ffn.safetensors, record.json
+
+`motet.bench.quality.pretraining` has the stage `anchor` (public; the [anchor] table and seed). Networks are kept under
+the anchor's tensor names in its dtype, rounded once, after training; every figure is of the rounded ones.
+"""
