@@ -179,6 +179,20 @@ def test_an_evaluation_leaves_sums_and_no_text(make_home, coordinator, tmp_path:
     assert not any(word in signed.canonical().decode() for word in words)
     assert set(report.rows["anchor"].model_dump()) == {"nats", "bytes", "documents", "bits_per_byte_variance"}
     assert report.rows["anchor"].bytes == sum(len(text.encode()) for text in held_out)
+    told = report.diagnostics
+    assert told is not None
+    assert told.problem({"anchor", "medicine"}, ("anchor", "expert:medicine", "composite")) is None
+    assert set(told.model_dump()) == {"tokens", "layers", "positions"}
+    assert sum(told.positions["expert:medicine"].nats) == pytest.approx(report.rows["expert:medicine"].nats)
+
+
+def test_every_expert_set_is_another_answer(make_home, coordinator, tmp_path: Path) -> None:
+    home = make_home()
+    digest = composite_of(packed_of(home), home, tmp_path / "composite")
+    coordinator.published[digest] = tmp_path / "composite"
+    plain, sets = (evaluate(home, digest, sets=wanted).open(EvaluationReport) for wanted in (False, True))
+    assert plain == sets, "of one expert, every set has a row already"
+    assert len(list((home.work / "evaluations").iterdir())) == 2
 
 
 def test_an_evaluation_is_answered_again_without_scoring(make_home, coordinator, tmp_path: Path) -> None:

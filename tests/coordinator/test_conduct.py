@@ -52,6 +52,7 @@ class Books:
     reports: list[str] = field(default_factory=list)
     refuse: set[str] = field(default_factory=set)
     scored: int = 0
+    sets: list[bool] = field(default_factory=list)
     public_error: Exception | None = None
     charter: str = CHARTER.digest
 
@@ -85,8 +86,9 @@ class Books:
     def keep_evaluation(self, report: Signed) -> None:
         self.reports.append(report.open(EvaluationReport).domain)
 
-    def evaluate_public(self, composite: str) -> None:
+    def evaluate_public(self, composite: str, *, sets: bool) -> None:
         self.scored += 1
+        self.sets.append(sets)
         if self.public_error is not None:
             raise self.public_error
 
@@ -194,10 +196,11 @@ class Town:
         answers, self.answers = self.answers, []
         return answers
 
-    def play(self, *, gather: Policy = EVERYBODY, evaluate: Policy = EVERYBODY) -> RunState:
+    def play(self, *, gather: Policy = EVERYBODY, evaluate: Policy = EVERYBODY, shapley: bool = False) -> RunState:
         home = self.folder / "coordinator"
         with RunRecord.hold(home, "1") as record:
-            Run(federation=self.books, post=self, record=record).play(gather=gather, evaluate=evaluate)
+            run = Run(federation=self.books, post=self, record=record, shapley=shapley)
+            run.play(gather=gather, evaluate=evaluate)
         state = read_run(home)
         assert state is not None
         return state
@@ -229,6 +232,25 @@ def test_another_run_continues_and_repeats_nothing(town: Town) -> None:
     town.play()
     assert medicine.ran == ["train", "evaluate", "evaluate"], "another member makes another composite"
     assert code.ran == ["train", "evaluate"]
+
+
+def test_shapley_values_take_one_more_job_and_are_then_there_for_every_run(town: Town) -> None:
+    medicine = town.settle("medicine")
+    town.play()
+    town.play(shapley=True)
+    assert medicine.ran == ["train", "evaluate", "evaluate"]
+    assert town.books.sets == [False, True]
+    town.play(shapley=True)
+    town.play()
+    assert medicine.ran == ["train", "evaluate", "evaluate"]
+
+
+def test_too_many_experts_for_shapley_values_are_scored_without(town: Town, tmp_path: Path) -> None:
+    with RunRecord.hold(tmp_path, "1") as record:
+        run = Run(federation=town.books, post=town, record=record, shapley=True)
+        for number, sets in ((8, True), (9, False)):
+            run.members = frozenset(map(str, range(number)))
+            assert run.sets is sets
 
 
 def test_an_owner_who_fails_stalls_nobody_and_is_named(town: Town) -> None:

@@ -143,11 +143,11 @@ def test_the_settings_reach_a_run_whose_failure_stops_nobody_else(
     home: CoordinatorHome, commands: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUN", "print('too few owners'); raise SystemExit(15)")
-    settings = {"min-owners": 3, "gather-seconds": 1.5}
+    settings = {"min-owners": 3, "gather-seconds": 1.5, "shapley": True}
     told = all_until(home, "another", settings)
     assert "too few owners" in told
     assert told[-1] == f"the run failed; serving until Ctrl-C; for another: motet coordinate run --dir {home.path}"
-    assert commands["run"][-4:] == ["--min-owners", "3", "--gather-seconds", "1.5"]
+    assert commands["run"][-5:] == ["--min-owners", "3", "--gather-seconds", "1.5", "--shapley"]
     assert commands["superlink"][-4:] == ["coordinate", "superlink", "--dir", str(home.path)]
 
 
@@ -183,6 +183,10 @@ def test_a_run_that_goes_on_is_followed_not_doubled(
         record.publish(RunState(run="7", phase=phase, updated=0.0))
     found = operations._going_on(cast(SuperLink, Link()), tmp_path)
     assert found == ("7" if followed else None)
+
+
+def test_a_setting_that_is_off_is_not_typed() -> None:
+    assert operations._command("run", Path("home"), {"shapley": False})[-2:] == ["--dir", "home"]
 
 
 def test_without_a_run_before_nothing_is_followed(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class FileFederation:
         times = json.loads(path.read_text())["times"] if path.exists() else 0
         write_atomically(path, json.dumps({"times": times + 1, "composite": opened.composite}).encode())
 
-    def evaluate_public(self, composite: str) -> None:
+    def evaluate_public(self, composite: str, *, sets: bool) -> None:
         write_atomically(self.home / "kept" / "public.json", composite.encode())
 
 

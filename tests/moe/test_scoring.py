@@ -10,7 +10,7 @@ from motet.moe.anchor import Anchor
 from motet.moe.composite import compose
 from motet.moe.experts import Expert, soup, swap_ffn
 from motet.moe.routing import RoutingRows
-from motet.moe.scoring import bits_per_byte, score, score_rows, score_windows, windows_of
+from motet.moe.scoring import bits_per_byte, examine, score, score_rows, score_windows, windows_of
 from motet.protocols.contribution import Score
 from motet.protocols.errors import AssemblyError, DataError
 
@@ -121,6 +121,36 @@ def test_rows_equal_models_built_one_by_one(anchor: Anchor, composite_directory:
     for row, wanted in expected.items():
         assert rows[row].nats == pytest.approx(wanted.nats, rel=1e-6), row
     assert len({round(each.nats, 3) for each in rows.values()}) == len(rows)
+
+
+def test_an_examination_is_the_rows_and_sums_over_the_same_tokens(composite_directory: Path, anchor: Anchor) -> None:
+    found = examine(composite_directory, DOCUMENTS, own="law", sequence_length=16)
+    assert found.rows == score_rows(composite_directory, DOCUMENTS, sequence_length=16)
+    assert found.diagnostics.tokens == sum(len(anchor.tokenizer()(document)["input_ids"]) for document in DOCUMENTS)
+    assert len(found.diagnostics.layers) == anchor.manifest.layers
+    assert set(found.diagnostics.positions) == {"anchor", "expert:law", "composite"}
+    for row, positions in found.diagnostics.positions.items():
+        assert sum(positions.nats) == pytest.approx(found.rows[row].nats)
+    strangers = examine(composite_directory, DOCUMENTS[:1], sequence_length=16)
+    assert set(strangers.diagnostics.positions) == {"anchor", "composite"}
+
+
+def test_every_expert_set_equals_a_composite_that_never_had_the_others(anchor: Anchor, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    shape = (anchor.manifest.layers, anchor.manifest.hidden_size)
+    rows = RoutingRows(weight=torch.randn(shape, generator=draw), bias=torch.zeros(shape[0]))
+    news = Expert(
+        name="news", contribution="sha256:" + "3" * 64, ffn=soup([e.ffn for e in experts_of(anchor)]), rows=rows
+    )
+    experts = [*experts_of(anchor), news]
+    compose(anchor.model(), experts).save_pretrained(tmp_path)
+    anchor.tokenizer().save_pretrained(tmp_path)
+    scored = examine(tmp_path, DOCUMENTS, sets=True, sequence_length=16).rows
+    assert [row for row in scored if row.startswith("set:")] == ["set:law", "set:medicine", "set:news"]
+    windows = windows_of(anchor.tokenizer(), DOCUMENTS, sequence_length=16)
+    for expert in experts:
+        alone = score_windows(compose(anchor.model(torch.float32), [in_float32(expert)]), windows)
+        assert scored[f"set:{expert.name}"].nats == pytest.approx(alone.nats, rel=1e-6)
 
 
 def test_half_precision_is_close_and_never_below_what_is_stored(

@@ -227,17 +227,26 @@ def evaluate(
     directory: Home,
     as_json: Json = False,
 ) -> None:
-    """Score a composite on your own held-out text, row by row, in bits per byte. Nothing leaves."""
+    """Score a composite on your own held-out text, row by row, in bits per byte. Nothing leaves.
+
+    Shows too whom its gate trusts with your text, and how the loss falls as a text goes on.
+    """
     from motet.client.evaluation import evaluate as score
     from motet.client.owner import OwnerHome
     from motet.moe.scoring import bits_per_byte
     from motet.protocols.contribution import EvaluationReport
+    from motet.protocols.report_page import page_of_own
 
     report = score(OwnerHome.load(directory), composite).open(EvaluationReport)
     figures = {row: round(bits_per_byte(found), 6) for row, found in report.rows.items()}
     width = max(map(len, figures))
     lines = [f"{row:<{width}}  {figure:.3f}" for row, figure in figures.items()]
-    show({"domain": report.domain, "bits_per_byte": figures}, as_json=as_json, lines=[report.domain, *lines])
+    value: dict[str, object] = {"domain": report.domain, "bits_per_byte": figures}
+    if report.diagnostics is not None:
+        page = page_of_own(report.domain, report.diagnostics)
+        lines += ["", *page.lines()]
+        value["evaluation"] = page.as_json()
+    show(value, as_json=as_json, lines=[report.domain, *lines])
 
 
 def fidelity(directory: Home, as_json: Json = False) -> None:

@@ -13,49 +13,67 @@ import torch
 from motet.client.data import Corpus, load_corpus
 from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome
-from motet.moe.scoring import score_rows
+from motet.moe.scoring import Examination, examine
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, hex_of, storage_errors, write_atomically
 from motet.protocols.composite_manifest import CompositeManifest, read_composite_manifest, verify_composite
-from motet.protocols.contribution import EvaluationReport, Score
+from motet.protocols.contribution import EvaluationReport
+from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import AnchorMismatch, AssemblyError
 from motet.protocols.locks import locked
+from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, seal
+
+REPORT_BYTES = MAX_DOCUMENT_BYTES // 4
+"""Reports ride in messages with others; of a composite so large that they would not, the rows alone are told."""
 
 
 def evaluate(
-    home: OwnerHome, composite: str, *, on_progress: Callable[[float, str], None] = lambda share, detail: None
+    home: OwnerHome,
+    composite: str,
+    *,
+    sets: bool = False,
+    on_progress: Callable[[float, str], None] = lambda share, detail: None,
 ) -> Signed:
     """Score a composite on the owner's held-out text; an answer given before on the same windows is given again.
 
     Args:
         home: the owner's home.
         composite: the digest of the composite.
+        sets: whether to score every expert set, for Shapley values.
         on_progress: told the share done, 0 to 1, and a line about it.
 
     Raises:
         TransferRefused, TransferBroken, StorageError: it cannot be fetched.
         AssemblyError, AnchorMismatch: it is not what it should be.
-        DataError: the owner's text cannot be used.
+        DataError: the owner's text cannot be used, or `sets`, and there are more than eight experts.
     """
     corpus = load_corpus(home.config.data, home.path)
-    kept = _answer_file(home, composite, corpus)
+    kept = _answer_file(home, composite, corpus, sets)
     if kept.exists():
         return Signed.parse(kept.read_bytes())
     folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
-    rows = _score(home, folder, corpus.held_out, on_progress)
+    found = _examine(home, folder, corpus.held_out, sets, on_progress)
     report = EvaluationReport(
-        charter=home.charter.digest, composite=composite, owner=home.key.public, domain=home.config.name, rows=rows
+        charter=home.charter.digest,
+        composite=composite,
+        owner=home.key.public,
+        domain=home.config.name,
+        rows=found.rows,
+        diagnostics=found.diagnostics,
     )
+    if len(report.canonical()) > REPORT_BYTES:
+        report = report.model_copy(update={"diagnostics": None})
     signed = seal(report, home.key)
     write_atomically(kept, signed.canonical())
     return signed
 
 
-def _score(
-    home: OwnerHome, folder: Path, documents: Sequence[str], on_progress: Callable[[float, str], None]
-) -> dict[str, Score]:
-    count = 3 + 2 * len(read_composite_manifest(folder).members)
+def _examine(
+    home: OwnerHome, folder: Path, documents: Sequence[str], sets: bool, on_progress: Callable[[float, str], None]
+) -> Examination:
+    members = tuple(member.name for member in read_composite_manifest(folder).members)
+    count = len(row_names(members, sets=sets))
     done: list[str] = []
 
     def on_row(row: str) -> None:
@@ -64,9 +82,11 @@ def _score(
 
     settings = home.config.training
     torch.set_num_threads(settings.threads)
-    return score_rows(
+    return examine(
         folder,
         documents,
+        own=home.config.name,
+        sets=sets,
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
         device=device_of(settings),
@@ -122,8 +142,8 @@ def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> No
         )
 
 
-def _answer_file(home: OwnerHome, composite: str, corpus: Corpus) -> Path:
+def _answer_file(home: OwnerHome, composite: str, corpus: Corpus, sets: bool) -> Path:
     window = home.config.training.sequence_length
     text = {"corpus": corpus.digest, "sequence_length": window, "domain": home.config.name}
-    key = digest_of({"composite": composite, "charter": home.charter.digest, **text})
+    key = digest_of({"composite": composite, "charter": home.charter.digest, **text} | ({"sets": True} if sets else {}))
     return home.work / "evaluations" / f"{hex_of(key)}.json"

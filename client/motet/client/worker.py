@@ -161,7 +161,7 @@ class _JobRun:
                 "join again if the rules have changed"
             )
         if isinstance(request, EvaluateRequest):
-            signed = evaluate(home, request.composite, on_progress=self._report_or_stop)
+            signed = evaluate(home, request.composite, sets=request.sets, on_progress=self._report_or_stop)
             self._tell("done", detail="scored", result={"report": signed.model_dump(mode="json", by_alias=True)})
         else:
             self._train(home)

@@ -78,6 +78,7 @@ def coordinate(
     gather_seconds: Annotated[float, typer.Option(min=0, help="Then min-owners suffice; 0 waits for all.")] = 0.0,
     evaluate_seconds: Annotated[float, typer.Option(min=0, help="The same for the evaluation.")] = 0.0,
     poll_seconds: Annotated[float, typer.Option(min=0, help="Seconds between two questions to an owner.")] = 0.5,
+    shapley: Annotated[bool, typer.Option("--shapley", help="Owners score every expert set, of 8 at most.")] = False,
 ) -> None:
     """Run the coordinator: the SuperLink, the data plane, and a run that gathers, assembles and evaluates."""
     from motet.coordinator import operations
@@ -88,6 +89,7 @@ def coordinate(
         "gather-seconds": gather_seconds,
         "evaluate-seconds": evaluate_seconds,
         "poll-seconds": poll_seconds,
+        "shapley": shapley,
     }
     if part is Part.ALL:
         operations.run_all(directory, settings=settings, announce=note)
@@ -166,7 +168,8 @@ def ablate(
         typer.Option(metavar="NAME=FILE", help="Score this JSON lines file too, under this name; may be repeated."),
     ] = None,
     check: Annotated[
-        int, typer.Option(min=0, help="Assemble so many of the best sets, as many others, and all together, to compare.")
+        int,
+        typer.Option(min=0, help="Assemble so many of the best sets, as many others, and all together, to compare."),
     ] = 0,
     dry_run: Annotated[bool, typer.Option(help="Say how many models would be scored, and on what.")] = False,
     as_json: Json = False,
@@ -199,12 +202,22 @@ def _named_files(given: list[str]) -> dict[str, Path]:
 def report(
     directory: Home,
     composite: Annotated[str | None, typer.Option(help="Its digest; the newest if not given.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page here, one file with figures.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page's tables here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print what a composite scores on public text and, as its owners told, on theirs."""
     from motet.coordinator.federation import Federation
     from motet.coordinator.reporting import report_of
+    from motet.protocols.canonical import write_atomically
 
     with Federation.open(directory) as federation:
         found = report_of(federation, composite)
-    show(found.as_json(), as_json=as_json, lines=[*found.table(), "", *found.wire_table()])
+    lines = [*found.table(), "", *found.wire_table()]
+    if found.evaluation is not None:
+        lines += ["", *found.evaluation.lines()]
+        if html is not None:
+            write_atomically(html, found.evaluation.html().encode())
+        if markdown is not None:
+            write_atomically(markdown, found.evaluation.markdown().encode())
+    show(found.as_json(), as_json=as_json, lines=lines)

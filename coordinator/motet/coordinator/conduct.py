@@ -33,6 +33,7 @@ from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, Run
 from motet.protocols.contribution import JoinRequest
 from motet.protocols.control import EvaluateRequest, OwnerStatus, TrainRequest
 from motet.protocols.errors import AdmissionRefused, DocumentError, FederationError, MotetError
+from motet.protocols.evaluation.shares import MAX_EXPERTS
 from motet.protocols.jobs import MAX_SEEN, InlineUpdate, Request, StatusQuery, contribution_of, job_id, report_of
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
@@ -66,8 +67,8 @@ class Federation(Protocol):
     def keep_evaluation(self, report: Signed) -> None:
         """Verify and keep an owner's evaluation report; raises MotetError."""
 
-    def evaluate_public(self, composite: str) -> None:
-        """Score the public text; called from a thread of its own."""
+    def evaluate_public(self, composite: str, *, sets: bool) -> None:
+        """Score the public text, with a row for every expert set if `sets`; called from a thread of its own."""
 
 
 class Letters(Protocol):
@@ -90,10 +91,17 @@ class Run:
     federation: Federation
     post: Letters
     record: RunRecord
+    shapley: bool = False
+    """Whether every expert set is scored, for Shapley values; the usual rows alone if there are too many experts."""
     composite: str | None = None
     members: frozenset[str] = frozenset()
     peers: dict[str, Peer] = field(default_factory=dict)
     nodes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> bool:
+        """Whether the composite's expert sets are all scored: asked for, and few enough."""
+        return self.shapley and len(self.members) <= MAX_EXPERTS
 
     def play(self, *, gather: Policy, evaluate: Policy) -> None:
         """Gather, assemble, evaluate; a failure is written down before it is raised."""
@@ -104,6 +112,8 @@ class Run:
             self._tell(phase)
             self.members = frozenset(self.federation.admitted())
             self.composite = self.federation.assemble()
+            if self.shapley and not self.sets:
+                logger.warning("%d experts: no Shapley values, they take every set of 8 at most", len(self.members))
             phase = "evaluate"
             self._evaluate(self.composite, evaluate)
             self._tell("done")
@@ -117,13 +127,14 @@ class Run:
 
         def score_public() -> None:
             try:
-                self.federation.evaluate_public(composite)
+                self.federation.evaluate_public(composite, sets=self.sets)
             except Exception as error:  # re-raised by the main thread
                 failures.append(error)
 
         public = threading.Thread(target=score_public, daemon=True)
         public.start()
-        self._phase("evaluate", EvaluateRequest(charter=self.federation.charter, composite=composite), policy)
+        request = EvaluateRequest(charter=self.federation.charter, composite=composite, sets=self.sets)
+        self._phase("evaluate", request, policy)
         public.join()
         if failures:
             raise failures[0]
@@ -160,7 +171,7 @@ class Run:
         if answer.inline is not None:
             self._admit(peer, answer.inline)
         if isinstance(request, EvaluateRequest):
-            self._keep_report(peer, request.composite)
+            self._keep_report(peer, request)
 
     def _note_sent(self, status: OwnerStatus) -> None:
         """Only of what is admitted: an owner's word must not fill the disk with folders."""
@@ -187,7 +198,7 @@ class Run:
             self.peers[peer.owner] = replace(peer, fault=fault)
         logger.info("%s sent %d bytes inline: %s", peer.name, len(inline.update), receipt.status)
 
-    def _keep_report(self, peer: Peer, composite: str) -> None:
+    def _keep_report(self, peer: Peer, request: EvaluateRequest) -> None:
         contribution = self.federation.admitted().get(peer.owner)
         if peer.state is None or peer.state.state != "done" or contribution is None:
             return
@@ -199,7 +210,7 @@ class Run:
         except MotetError as error:
             self.peers[peer.owner] = replace(peer, fault=str(error))
         else:
-            self.record.keep_report(peer.owner, contribution, composite, report)
+            self.record.keep_report(peer.owner, contribution, request.composite, report, sets=request.sets)
 
     def _look_around(self, job: str) -> None:
         """Who is enrolled, who is connected, and who has settled: all of it may change at any time."""
@@ -220,7 +231,7 @@ class Run:
     def _settled(self, owner: str, contribution: str | None) -> bool:
         if contribution is None or self.composite is None:
             return contribution is not None
-        return self.record.has_report(owner, contribution, self.composite)
+        return self.record.has_report(owner, contribution, self.composite, sets=self.sets)
 
     def _write_to(self, peer: Peer, request: Request, policy: Policy) -> None:
         order = next_order(peer, now=time.monotonic(), policy=policy)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from motet.coordinator.composite_store import CompositeStore
+from motet.coordinator.evaluations import PublicScores, require_fitting
 from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.protocols.canonical import hex_of, write_atomically
@@ -25,6 +26,7 @@ from motet.protocols.container import UPDATE_NAME, read_container, read_manifest
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Withdrawal
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import AdmissionRefused, DocumentError
+from motet.protocols.evaluation.diagnosis import Diagnostics
 from motet.protocols.ledger import Standing
 from motet.protocols.receipts import Receipt
 from motet.protocols.report import row_names
@@ -147,7 +149,7 @@ class Federation:
         Raises:
             SignatureError: it is not signed by the owner it names.
             DocumentError: it is malformed, not finite, of another charter, of an unknown composite, of somebody else's
-                domain, or has other rows than the composite's report.
+                domain, or has other rows or sections than the composite's report.
         """
         report = signed.open(EvaluationReport, by=signed.open(EvaluationReport).owner)
         owner = self._standing.owners.get(report.owner)
@@ -161,12 +163,7 @@ class Federation:
         manifest = self.composites().get(report.composite)
         if manifest is None:
             raise DocumentError(f"saw an evaluation of composite {report.composite}, which was not assembled here")
-        rows = row_names(tuple(member.name for member in manifest.members))
-        if wrong := sorted(report.rows.keys() ^ set(rows)):
-            raise DocumentError(
-                f"saw an evaluation with the row {wrong[0]} missing or too many, wanted {', '.join(rows)}; "
-                "update motet there and evaluate again"
-            )
+        require_fitting(report, manifest)
         write_atomically(self._evaluation_file(report.composite, report.owner), signed.canonical())
         return report
 
@@ -179,26 +176,36 @@ class Federation:
                 found[owner] = Signed.parse(path.read_bytes()).open(EvaluationReport, by=owner)
         return found
 
-    def score_public(self, composite: str, *, on_row: Callable[[str], None] = lambda row: None) -> dict[str, Score]:
+    def score_public(
+        self, composite: str, *, sets: bool = False, on_row: Callable[[str], None] = lambda row: None
+    ) -> dict[str, Score]:
         """Every row of the report on the held-out public text; kept, so that asking again costs nothing.
 
         Args:
             composite: its digest.
+            sets: whether every expert set needs a row, for Shapley values.
             on_row: told each row before it is scored.
 
         Raises:
             AssemblyError: no such composite is here.
+            DataError: `sets`, and there are more than eight experts.
         """
-        kept = self.home.evaluations_directory / hex_of(composite) / "public.json"
-        if kept.exists():
-            return {row: Score.model_validate(score) for row, score in json.loads(kept.read_bytes()).items()}
-        from motet.moe.scoring import score_rows
+        kept, known = self._public_scores(composite), self.composites().get(composite)
+        rows = kept.rows()
+        members = tuple(member.name for member in known.members) if known is not None else ()
+        if rows is not None and not (sets and set(row_names(members, sets=True)) - set(rows)):
+            return rows
+        from motet.moe.scoring import examine
 
         folder = self._composites.folder_of(composite)
-        rows = score_rows(folder, self.public_held_out(), sequence_length=self.sequence_length, on_row=on_row)
-        document = {row: score.model_dump(mode="json") for row, score in rows.items()}
-        write_atomically(kept, json.dumps(document, sort_keys=True).encode())
-        return rows
+        text, length = self.public_held_out(), self.sequence_length
+        found = examine(folder, text, sequence_length=length, sets=sets, on_row=on_row)
+        kept.keep(found.rows, found.diagnostics)
+        return found.rows
+
+    def public_diagnostics(self, composite: str) -> Diagnostics | None:
+        """What the composite's gate does with the public text; None if a release that did not look scored it."""
+        return self._public_scores(composite).diagnostics()
 
     @property
     def sequence_length(self) -> int:
@@ -241,6 +248,9 @@ class Federation:
     def _filed(self, signed: Signed) -> Filed:
         receipt = signed.open(Receipt, by=self.charter.coordinator)
         return Filed(status=receipt.status, subject=receipt.contribution, receipt=signed, message=receipt.message)
+
+    def _public_scores(self, composite: str) -> PublicScores:
+        return PublicScores(self.home.evaluations_directory / hex_of(composite))
 
     def _evaluation_file(self, composite: str, owner: str) -> Path:
         return self.home.evaluations_directory / hex_of(composite) / f"{hex_of(owner)}.json"

@@ -25,7 +25,7 @@ from motet.protocols.processes import Troupe
 
 Announce = Callable[[str], None]
 Settings = Mapping[str, str | int | float]
-"""Over the defaults of the Flower app: "min-owners", "gather-seconds", "evaluate-seconds", "poll-seconds"."""
+"""Over the Flower app's defaults: "min-owners", "gather-seconds", "evaluate-seconds", "poll-seconds", "shapley"."""
 
 PATIENCE = 6
 """How often in a row the SuperLink may fail to answer before a run counts as lost."""
@@ -149,8 +149,15 @@ def _how_it_ended(troupe: Troupe, directory: Path) -> str:
 
 
 def _command(part: str, directory: Path, settings: Settings | None = None) -> list[str]:
-    options = [word for name, value in (settings or {}).items() for word in (f"--{name}", str(value))]
+    options = [word for name, value in (settings or {}).items() for word in _option(name, value)]
     return [sys.executable, "-m", "motet.cli", "coordinate", part, "--dir", str(directory), *options]
+
+
+def _option(name: str, value: str | int | float) -> tuple[str, ...]:
+    """A setting as it is typed; what is on or off takes no value."""
+    if isinstance(value, bool):
+        return (f"--{name}",) if value else ()
+    return f"--{name}", str(value)
 
 
 def _warn_if_open(link: SuperLink, announce: Announce) -> None:

@@ -1,7 +1,7 @@
 """The report of a composite, from what lies in the coordinator's home.
 
 report = report_of(federation)            # of the newest composite
-report.table()
+report.table(), report.evaluation.html()
 """
 
 import math
@@ -9,10 +9,12 @@ import math
 from motet.coordinator.composites import summary_of
 from motet.coordinator.federation import Federation
 from motet.coordinator.run_record import RunRecord
+from motet.protocols.canonical import hex_of
 from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.contribution import EvaluationReport, Score
 from motet.protocols.errors import AssemblyError
-from motet.protocols.report import PUBLIC, Report, Wire
+from motet.protocols.report import PUBLIC, Report, Wire, row_names
+from motet.protocols.report_page import Column, page_of
 
 
 def report_of(federation: Federation, composite: str | None = None) -> Report:
@@ -34,7 +36,7 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
     members = [member.name for member in manifest.members]
     reports = {report.domain: report for report in federation.evaluations(digest).values()}
     scores = {PUBLIC: federation.score_public(digest)} | _by_owner(members, reports)
-    rows = list(scores[PUBLIC])
+    rows = row_names(tuple(members))
     return Report(
         domains=tuple(scores),
         bits_per_byte={row: {column: _bits(scores[column][row]) for column in scores} for row in rows},
@@ -42,7 +44,18 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
         wire=_wire(federation, manifest),
         seconds={},
         composite=summary_of(federation, manifest),
+        evaluation=page_of(
+            _columns(federation, digest, scores, reports), sorted(members), title=f"Composite {hex_of(digest)[:12]}"
+        ),
     )
+
+
+def _columns(
+    federation: Federation, composite: str, scores: dict[str, dict[str, Score]], reports: dict[str, EvaluationReport]
+) -> dict[str, Column]:
+    told = {domain: report.diagnostics for domain, report in reports.items()}
+    told[PUBLIC] = federation.public_diagnostics(composite)
+    return {domain: Column(rows=rows, diagnostics=told[domain]) for domain, rows in scores.items()}
 
 
 def _newest(federation: Federation) -> str:

@@ -49,9 +49,9 @@ class RunFederation:
         """Verify and keep an owner's report."""
         self.inner.keep_evaluation(report)
 
-    def evaluate_public(self, composite: str) -> None:
+    def evaluate_public(self, composite: str, *, sets: bool) -> None:
         """Score the held-out public text, on one thread: owners on this machine may be scoring theirs."""
         import torch
 
         torch.set_num_threads(1)
-        self.inner.score_public(composite)
+        self.inner.score_public(composite, sets=sets)

@@ -130,13 +130,14 @@ class RunRecord:
         """Note that the owner has the receipt."""
         write_atomically(self._owner(owner) / contribution_hex / "receipt.delivered", b"")
 
-    def keep_report(self, owner: str, contribution: str, composite: str, report: Signed) -> None:
-        """Keep an owner's evaluation of a composite."""
-        write_atomically(self._report(owner, contribution, composite), report.canonical())
+    def keep_report(self, owner: str, contribution: str, composite: str, report: Signed, *, sets: bool = False) -> None:
+        """Keep an owner's evaluation of a composite; `sets` says whether it was of all expert sets."""
+        write_atomically(self._report(owner, contribution, composite, sets), report.canonical())
 
-    def has_report(self, owner: str, contribution: str, composite: str) -> bool:
-        """Whether this owner has evaluated this composite, in this run or before."""
-        return self._report(owner, contribution, composite).exists()
+    def has_report(self, owner: str, contribution: str, composite: str, *, sets: bool = False) -> bool:
+        """Whether this owner has evaluated this composite, with all expert sets if `sets`, in this run or before."""
+        whole = self._report(owner, contribution, composite, True).exists()
+        return whole or (not sets and self._report(owner, contribution, composite, False).exists())
 
     def keep_sent(self, owner: str, contribution: str, sent_bytes: int) -> None:
         """Keep what an update took to travel, framing and repeats included."""
@@ -151,8 +152,8 @@ class RunRecord:
         path = cls(home, "")._folder(owner, contribution) / "sent.json"
         return int(json.loads(path.read_bytes())["sent_bytes"]) if path.exists() else None
 
-    def _report(self, owner: str, contribution: str, composite: str) -> Path:
-        return self._folder(owner, contribution) / f"{hex_of(composite)}.json"
+    def _report(self, owner: str, contribution: str, composite: str, sets: bool) -> Path:
+        return self._folder(owner, contribution) / f"{hex_of(composite)}{'-sets' if sets else ''}.json"
 
     def _folder(self, owner: str, contribution: str) -> Path:
         return self._owner(owner) / hex_of(contribution)

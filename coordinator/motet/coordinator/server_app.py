@@ -27,7 +27,8 @@ def serve(open_federation: Callable[[Path], Federation]) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         home = Path(str(context.run_config["motet-home"]))
         with RunRecord.hold(home, str(context.run_id)) as record, _log_to(home / "run" / "log"):
-            run = Run(federation=open_federation(home), post=Post(grid), record=record)
+            shapley = bool(context.run_config.get("shapley", False))
+            run = Run(federation=open_federation(home), post=Post(grid), record=record, shapley=shapley)
             run.play(gather=_policy(context, "gather-seconds"), evaluate=_policy(context, "evaluate-seconds"))
 
     return application

@@ -6,6 +6,7 @@ and see nothing before it; the loss is taken in float32 and summed in float64. A
     score = score(model, tokenizer, documents, sequence_length=256)
     bits_per_byte(score)
     rows = score_rows(Path("composite"), documents, sequence_length=256)   # "anchor", "expert:medicine", ...
+    found = examine(Path("composite"), documents, own="medicine", sequence_length=256)   # the same, and diagnostics
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,13 +24,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import ANCHOR
+from motet.moe.diagnostics import Watch
 from motet.moe.experts import soup
 from motet.protocols.contribution import Score
 from motet.protocols.errors import AssemblyError, DataError
+from motet.protocols.evaluation.diagnosis import Diagnostics
+from motet.protocols.report import set_row, set_rows
 
 RESAMPLES = 1000
 """Bootstrap resamples of the documents that the variance is estimated from."""
 IGNORED = -100
+
+
+class Answering(Protocol):
+    """What can be scored: a causal language model of transformers, or whatever answers as one does."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its input must lie."""
+
+    def __call__(self, *, input_ids: Tensor, use_cache: bool, **forward: Any) -> Any:  # noqa: ANN401
+        """input_ids (batch, seq) -> something with `logits` (batch, seq, vocabulary)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,6 +58,15 @@ class Windows:
 
     batches: tuple[tuple[Tensor, Tensor, Tensor], ...]
     sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examination:
+    """What was measured of a composite on one text."""
+
+    rows: dict[str, Score]
+    """As `score_rows`."""
+    diagnostics: Diagnostics
 
 
 def windows_of(
@@ -75,13 +99,37 @@ def windows_of(
     return Windows(batches=batches, sizes=sizes)
 
 
-def score_windows(model: PreTrainedModel, windows: Windows, **forward: Any) -> Score:  # noqa: ANN401
-    """The summed loss of `windows` under `model`; `forward` goes to every forward pass, for example `expert_sets`."""
+def score_windows(
+    model: PreTrainedModel,
+    windows: Windows,
+    *,
+    watch: Watch | None = None,
+    **forward: Any,  # noqa: ANN401
+) -> Score:
+    """The summed loss of `windows` under `model`.
+
+    `watch` is told every batch; `forward` goes to every forward pass, for example `expert_sets`.
+    """
+    nats = document_nats(model, windows, watch=watch, **forward)
+    return _summed(nats, torch.tensor(windows.sizes, dtype=torch.float64))
+
+
+def document_nats(
+    model: Answering,
+    windows: Windows,
+    *,
+    watch: Watch | None = None,
+    **forward: Any,  # noqa: ANN401
+) -> Tensor:
+    """The summed loss of each document under `model`, (documents,) float64; the arguments of `score_windows`."""
     nats = torch.zeros(len(windows.sizes), dtype=torch.float64)
     with torch.inference_mode():
         for ids, labels, document in windows.batches:
-            nats.index_add_(0, document, _window_nats(model, ids, labels, forward))
-    return _summed(nats, torch.tensor(windows.sizes, dtype=torch.float64))
+            losses = _token_nats(model, ids, labels, forward)
+            nats.index_add_(0, document, losses.sum(dim=1))
+            if watch is not None:
+                watch.note(losses, labels[:, 1:] != IGNORED)
+    return nats
 
 
 def score(
@@ -123,15 +171,54 @@ def score_rows(
         AssemblyError: the folder holds no composite.
         DataError: there is nothing to score.
     """
+    return examine(
+        composite,
+        documents,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        on_row=on_row,
+    ).rows
+
+
+def examine(
+    composite: Path,
+    documents: Sequence[str],
+    *,
+    sequence_length: int,
+    own: str | None = None,
+    sets: bool = False,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_row: Callable[[str], None] = lambda row: None,
+) -> Examination:
+    """The rows of `score_rows`, and in the same passes what the gates do and where in the text the loss lies.
+
+    Args:
+        composite, documents, sequence_length, batch_size, device, dtype, on_row: as `score_rows`.
+        own: the expert whose text this is, for its loss by position; None if it is nobody's.
+        sets: whether to score the rows "set:A+B" as well, so that there is one for every expert set.
+
+    Raises:
+        AssemblyError, DataError: as `score_rows`; DataError too if all sets of more than eight experts are asked for.
+    """
     model = _load(composite, dtype)
     model.to(torch.device(device))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size)
+    watches = {"anchor": Watch(), "composite": Watch(model.config.names)}
+    if own in model.config.names:
+        watches[f"expert:{own}"] = Watch()
     rows = {}
-    for row, scored in _rows(model, windows, _stored_dtype(composite)):
+    for row, scored in _rows(model, windows, _stored_dtype(composite), sets):
         on_row(row)
-        rows[row] = scored()
-    return rows
+        rows[row] = scored(watches.get(row))
+    whole = watches["composite"]
+    positions = {row: watch.positions() for row, watch in watches.items()}
+    diagnostics = Diagnostics(tokens=whole.tokens, layers=whole.layers(), positions=positions)
+    return Examination(rows=rows, diagnostics=diagnostics)
 
 
 def dense_model(composite: MotetForCausalLM, ffn: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -158,7 +245,10 @@ def _load(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
     return model
 
 
-def _rows(model: MotetForCausalLM, windows: Windows, stored: torch.dtype) -> Iterator[tuple[str, Callable[[], Score]]]:
+_Scorer = Callable[[Watch | None], Score]
+
+
+def _rows(model: MotetForCausalLM, windows: Windows, stored: torch.dtype, sets: bool) -> Iterator[tuple[str, _Scorer]]:
     """Row names, and what scores them."""
     ffns = {name: model.expert_ffn(name) for name in model.config.names}
     closed = [name for name in model.config.names if name != ANCHOR]
@@ -167,14 +257,29 @@ def _rows(model: MotetForCausalLM, windows: Windows, stored: torch.dtype) -> Ite
         dense["soup"] = soup([ffns[name] for name in closed], stored)
     for row, ffn in dense.items():
         yield row, partial(_score_dense, model, ffn, windows)
-    yield "composite", partial(score_windows, model, windows)
+    yield "composite", partial(_score_composite, model, windows)
     for name in closed:
-        others = [ANCHOR, *(other for other in closed if other != name)]
-        yield f"composite-without:{name}", partial(score_windows, model, windows, expert_sets=others)
+        yield (
+            f"composite-without:{name}",
+            partial(_score_set, model, windows, [each for each in closed if each != name]),
+        )
+    for chosen in set_rows(closed) if sets else ():
+        yield set_row(chosen), partial(_score_set, model, windows, sorted(chosen))
 
 
-def _score_dense(model: MotetForCausalLM, ffn: Mapping[str, Tensor], windows: Windows) -> Score:
-    return score_windows(dense_model(model, ffn), windows)
+def _score_dense(model: MotetForCausalLM, ffn: Mapping[str, Tensor], windows: Windows, watch: Watch | None) -> Score:
+    return score_windows(dense_model(model, ffn), windows, watch=watch)
+
+
+def _score_composite(model: MotetForCausalLM, windows: Windows, watch: Watch | None) -> Score:
+    if watch is None:
+        return score_windows(model, windows)
+    with watch.gates(model):
+        return score_windows(model, windows, watch=watch)
+
+
+def _score_set(model: MotetForCausalLM, windows: Windows, experts: Sequence[str], watch: Watch | None) -> Score:
+    return score_windows(model, windows, watch=watch, expert_sets=[ANCHOR, *experts])
 
 
 def _stored_dtype(composite: Path) -> torch.dtype:
@@ -194,8 +299,8 @@ def _padded(windows: Sequence[tuple[int, list[int]]], filler: int) -> tuple[Tens
     return ids, labels, torch.tensor([document for document, _ in windows])
 
 
-def _window_nats(model: PreTrainedModel, ids: Tensor, labels: Tensor, forward: Mapping[str, Any]) -> Tensor:
-    """The summed loss of each window, float64 on the CPU: (batch,)."""
+def _token_nats(model: Answering, ids: Tensor, labels: Tensor, forward: Mapping[str, Any]) -> Tensor:
+    """The loss of each token, float64 on the CPU, nought where nothing is scored: (batch, seq)."""
     logits = model(
         input_ids=ids[:, :-1].to(model.device), use_cache=False, **forward
     ).logits  # (batch, seq, vocabulary)
@@ -203,7 +308,7 @@ def _window_nats(model: PreTrainedModel, ids: Tensor, labels: Tensor, forward: M
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.view_as(targets).double().sum(dim=1).cpu()
+    return losses.view_as(targets).cpu().double()
 
 
 def _summed(nats: Tensor, sizes: Tensor) -> Score:
