@@ -1,14 +1,14 @@
 """What an expert is trained from: the pinned anchor, both texts, and the routing rows of the owner's text.
 
-Everything is checked against the charter before hours are spent on it. The statistics of the owner's text are
-measured once and kept in the home; like the text, they never leave it. The rows made from them do.
+Everything is checked against the charter before hours are spent on it. Statistics of the owner's text, where the
+charter's rows need them, are measured once and kept in the home; like the text, they never leave it. The rows do.
 
     material = prepare(OwnerHome.load(Path("owner")))
     material.rows, material.corpus.held_out
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor
 from motet.client.data import Corpus, load_corpus, load_public
 from motet.client.devices import device_of
 from motet.client.owner import OwnerHome, require_licence
+from motet.client.rows import make_rows
 from motet.client.versions import Version, Versions
 from motet.moe.anchor import STATISTICS_FILE, Anchor
-from motet.moe.routing import RoutingRows, lda_rows
+from motet.moe.routing import RoutingRows
 from motet.moe.statistics import Statistics, measure
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, file_digest, hex_of
+from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import StatisticsError, TransferBroken
 
 MEASURED_TOKENS = 1 << 17
@@ -42,6 +44,7 @@ class Material:
     public: Corpus
     rows: RoutingRows
     public_share: float
+    routing: RoutingRules = field(default_factory=RoutingRules)
     start: Version | None = None
     """The version that training goes on from; None is the anchor."""
 
@@ -105,17 +108,27 @@ def prepare(home: OwnerHome) -> Material:
     require_licence(home.config, home.charter)
     anchor = open_anchor(home)
     corpus, public = load_texts(home)
-    own = _own_statistics(anchor, corpus, home.work / "statistics", device_of(home.config.training))
     return Material(
         name=home.config.name,
         charter=home.charter.digest,
         anchor=anchor,
         corpus=corpus,
         public=public,
-        rows=lda_rows(own, _public_statistics(anchor, home)),
+        rows=_rows(home, anchor, corpus, public),
         public_share=home.charter.training.public_share,
+        routing=home.charter.routing,
         start=Versions.of(home, anchor).start() if home.config.training.start == "latest" else None,
     )
+
+
+def _rows(home: OwnerHome, anchor: Anchor, corpus: Corpus, public: Corpus) -> RoutingRows:
+    """The owner's rows under the charter."""
+    rules, device = home.charter.routing, device_of(home.config.training)
+    statistics = _public_statistics(anchor, home)
+    if rules.rows == "lda" and rules.kind != "embedding":
+        own = _own_statistics(anchor, corpus, home.work / "statistics", device)
+        return make_rows(rules, anchor, corpus, public, statistics=(own, statistics), device=device)
+    return make_rows(rules, anchor, corpus, public, device=device)
 
 
 def load_texts(home: OwnerHome) -> tuple[Corpus, Corpus]:

@@ -1,8 +1,9 @@
 """Training an expert: a copy of the anchor's feed-forward networks, learning beside the frozen originals.
 
-The model is the two-expert composite that the expert will later be part of: anchor and expert weighed by the frozen
-routing rows (FlexOlmo, arXiv 2507.07024, section 3; rows in closed form). Only the expert's matrices are trained, on
-packed sequences of own text and the charter's share of public text.
+The model is the two-expert composite that the expert will later be part of: anchor and expert weighed as the charter
+says, by a filter or by frozen routing rows (FlexOlmo, arXiv 2507.07024, section 3). Only the expert's matrices are
+trained, and with rows from sentence embeddings these rows too, on packed sequences of own text and the charter's share
+of public text.
 
 Guarantees: killed at any step and started again, training ends with the very weights of an uninterrupted run (on a
 CPU; GPUs add in varying order); a checkpoint is never made of a loss or gradient that is not finite.
@@ -29,13 +30,16 @@ from motet.client.checkpoints import Checkpoints
 from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
-from motet.moe.composite import MotetForCausalLM, compose
+from motet.moe.composite import MotetForCausalLM, compose, router_tensor_names
+from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
+from motet.protocols.charter import RoutingRules
 from motet.protocols.contribution import TrainingRecord
 from motet.protocols.errors import TrainingError
 
+ROUTER = ".mlp.router."
 LAST_RATE = 0.1
 """The learning rate at the end, as a share of the peak."""
 
@@ -109,9 +113,10 @@ def _train(
             _log.info("stopped after step %d of %d; a checkpoint is kept", run.step, config.steps)
             return None
         on_progress(run.advance())
+    trained = {name: parameter.detach().cpu() for name, parameter in run.parameters.items()}
     return TrainedExpert(
-        ffn={name: parameter.detach().cpu() for name, parameter in run.parameters.items()},
-        rows=material.rows,
+        ffn={name: tensor for name, tensor in trained.items() if ROUTER not in name},
+        rows=_rows_of(trained, material),
         record=_record(material, config, run.batches),
         fingerprint=run.checkpoints.fingerprint,
     )
@@ -120,7 +125,7 @@ def _train(
 def expert_model(
     material: Material, *, checkpointing: bool = False, half: bool = False
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
-    """The two-expert composite, all frozen but the expert's float32 parameters, which start as the material says.
+    """The two-expert composite, all frozen but the float32 parameters returned, which start as the material says.
 
     With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
     lost; then run the model under autocast. In float32 otherwise.
@@ -130,11 +135,31 @@ def expert_model(
     anchor.requires_grad_(False)
     parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
-    model = compose(anchor, [expert])  # without the charter's priors: they weigh a composite, and may change later
+    # Without the charter's priors: they weigh a composite, and may change later.
+    model = compose(anchor, [expert], evidence=evidence_of(material.routing))
+    if material.routing.kind == "embedding":
+        parameters |= {name: each for name, each in model.named_parameters() if ROUTER in name}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
     model.train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, parameters
+
+
+def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
+    """The rows as trained, if they were: what the expert's have more than the anchor's, which then are zero again."""
+    layers = [router_tensor_names(layer) for layer in range(material.rows.layers)]
+    if layers[0][0] not in trained:
+        return material.rows
+    weight = torch.stack([trained[name][1] - trained[name][0] for name, _ in layers])
+    bias = torch.stack([trained[name][1] - trained[name][0] for _, name in layers])
+    return RoutingRows(weight=weight, bias=bias)
+
+
+def evidence_of(rules: RoutingRules) -> Evidence | None:
+    """The filter that a charter's rules ask for; None when they route token by token."""
+    return Evidence(stay=rules.stay, temperature=rules.temperature) if rules.kind == "filter" else None
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

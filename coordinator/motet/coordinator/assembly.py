@@ -21,6 +21,7 @@ import torch
 
 from motet.moe.anchor import Anchor
 from motet.moe.config import ANCHOR
+from motet.moe.token_router import TOKEN_ROUTER
 from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
 from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.composite_manifest import (
@@ -32,7 +33,13 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
-from motet.protocols.expert_files import expert_specs, require_specs, router_bias_name, router_weight_name
+from motet.protocols.expert_files import (
+    ROUTER_TOKENS,
+    expert_specs,
+    require_specs,
+    router_bias_name,
+    router_weight_name,
+)
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 __all__ = ["Composite", "Member", "RoutingPolicy", "assemble", "verify_composite"]
@@ -215,10 +222,12 @@ def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
 
 
 def _write_router(path: Path, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> list[TensorSpec]:
-    """Concatenates the rows, the anchor's zero row first, with the log priors in the bias."""
+    """Concatenates the rows, the anchor's zero row first, with the log priors in the bias; and a filter's evidence."""
     size, layers, experts = anchor.manifest.hidden_size, range(anchor.manifest.layers), len(members) + 1
     specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
     specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
+    tokens = TensorSpec(name=TOKEN_ROUTER, dtype="F32", shape=(experts, anchor.manifest.vocabulary_size))
+    specs += [tokens] if routing.evidence is not None else []
     with TensorWriter(path, specs) as writer:
         for layer in layers:
             weight, bias = torch.zeros(experts, size), torch.full((experts,), routing.log_prior_anchor)
@@ -228,7 +237,17 @@ def _write_router(path: Path, anchor: Anchor, members: Sequence[Member], routing
                     bias[expert] = reader.tensor(router_bias_name(layer))[0] + routing.log_prior_expert
             writer.write_tensor(router_weight_name(layer), weight)
             writer.write_tensor(router_bias_name(layer), bias)
+        if tokens in specs:
+            writer.write(TOKEN_ROUTER, _evidence(members, anchor.manifest.vocabulary_size))
     return specs
+
+
+def _evidence(members: Sequence[Member], vocabulary_size: int) -> Iterator[memoryview]:
+    """What every token says of every expert, float32, the anchor's zeros first."""
+    yield memoryview(bytes(4 * vocabulary_size))
+    for member in members:
+        with TensorReader(member.expert_file) as reader:
+            yield reader.tensor(ROUTER_TOKENS).float().numpy().data
 
 
 def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> dict[str, object]:
@@ -241,8 +260,10 @@ def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPo
         "dtype": stored.get("dtype", stored.get("torch_dtype")),
         "expert_names": [ANCHOR, *(member.name for member in members)],
         "model_type": "motet",
-        "normalise_top_k": routing.normalise_top_k,
+        "evidence": routing.evidence,
         "experts_per_token": routing.top_k,
+        "log_priors": [routing.log_prior_anchor, *(routing.log_prior_expert for _ in members)],
+        "normalise_top_k": routing.normalise_top_k,
     }
 
 

@@ -1,9 +1,10 @@
 """The stock export: a composite as a checkpoint that plain transformers loads, Motet nowhere in sight.
 
 Guarantees: equal composites give equal bytes; at most one chunk of a tensor is in memory; the directory appears
-complete or not at all. The router's bias, for which stock architectures have no place, is folded in: the residual
-stream grows by a few channels that hold one constant from the embedding to the end, and the router reads its bias from
-them. Loaded in float32, the export computes what the composite computes, up to float32 rounding.
+complete or not at all. A filter becomes routing token by token. The router's bias, for which stock architectures have
+no place, is folded in: the residual stream grows by a few channels that hold one constant from the embedding to the
+end, and the router reads its bias from them. Loaded in float32, the export computes what the composite computes, up to
+float32 rounding; of a filter, what the composite with `evidence=None` in its configuration computes.
 
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
@@ -26,6 +27,7 @@ from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
 from motet.moe.families import Family, family_of
 from motet.moe.families.family import Treatment
+from motet.moe.token_router import TOKEN_ROUTER
 from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
@@ -185,7 +187,8 @@ def _plan(
 ) -> dict[str, list[_Tensor]]:
     """The export's tensors by file, in an order that depends on their names only."""
     shards: dict[str, list[_Tensor]] = {}
-    for name in sorted(sources.keys() - biases.keys()):
+    # A filter has no place in a stock architecture: the export routes token by token, with the rows.
+    for name in sorted(sources.keys() - biases.keys() - {TOKEN_ROUTER}):
         stored = sources[name].header[name].spec
         treatment = family.stock.treatment(name) if width > config.hidden_size else Treatment()
         if ".mlp.router." in name:

@@ -61,7 +61,7 @@ class RoutingRows:
         return int(self.weight.shape[1])
 
     def evidence(self, vocabulary_size: int) -> Tensor:
-        """What each token id says in nats: (vocabulary,), zeros where there is none. Raises ExpertError for a misfit."""
+        """What each token id says in nats: (vocabulary,), zeros if nothing. Raises ExpertError for a misfit."""
         if self.tokens is None:
             return torch.zeros(vocabulary_size)
         if len(self.tokens) != vocabulary_size:

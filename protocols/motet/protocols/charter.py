@@ -6,9 +6,9 @@
 A home keeps two files: `charter.toml`, to be read by people, and `charter.signed.json`, whose signature holds.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import METHODS, Method
@@ -44,8 +44,22 @@ class ExpertRules(Strict):
 class RoutingRules(Strict):
     """How the composite weighs its experts."""
 
-    rows: Literal["lda"] = "lda"
-    """How owners make their rows: the closed form of the log density ratio (design: linear discriminant)."""
+    kind: Literal["filter", "token", "embedding"] = "filter"
+    """What the weights follow: `filter`, the domain told from all tokens so far; `token`, each layer's rows, token by
+    token; `embedding`, the same with rows that begin as sentence embeddings and are trained with the expert."""
+    rows: Literal["lda", "logistic"] = "logistic"
+    """How owners make their rows, which a filter's stock export routes by: the closed form of the log density ratio
+    (linear discriminant), or logistic regression of own against public text."""
+    stay: float = Field(0.99, ge=0, lt=1)
+    """Filter: the probability that the next token is of the same domain."""
+    temperature: float = Field(4.0, gt=0)
+    """Filter: what a token's evidence is divided by, since neighbouring tokens are not independent."""
+    embedder: Digest | None = None
+    """Embedding: the digest of the sentence embedder's files; owners need the same one. None for the other kinds."""
+    projection_seed: int = 0
+    """Embedding: the seed of the projection from sentence embeddings to the hidden size."""
+    proxies: int = Field(0, ge=0, le=4096)
+    """How many public documents like its own each owner may name for tuning the router; 0 asks for none."""
     top_k: int | None = Field(None, ge=1)
     """How many experts a token uses; None is all of them."""
     normalise_top_k: bool = True
@@ -55,6 +69,15 @@ class RoutingRules(Strict):
     expert's protects public text at a small price elsewhere."""
     log_prior_expert: float = Field(0.0, ge=-50, le=50)
     """Natural logarithm of every closed expert's prior."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind == "embedding") != (self.embedder is not None):
+            raise ValueError(
+                f"kind, embedder: saw kind '{self.kind}' with embedder {self.embedder}, wanted an embedder's digest "
+                "exactly if the kind is 'embedding'"
+            )
+        return self
 
 
 class TrainingRules(Strict):

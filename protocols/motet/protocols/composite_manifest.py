@@ -23,6 +23,9 @@ MANIFEST_FILE = "composite.json"
 class RoutingPolicy(Strict):
     """How a composite weighs its experts; see `RoutingRules` for the meaning of each."""
 
+    kind: Literal["filter", "token", "embedding"] = "token"
+    stay: float = Field(0.99, ge=0, lt=1)
+    temperature: float = Field(4.0, gt=0)
     top_k: int | None = Field(None, ge=1)
     normalise_top_k: bool = True
     log_prior_anchor: float = 0.0
@@ -32,6 +35,11 @@ class RoutingPolicy(Strict):
     def of(cls, rules: RoutingRules) -> Self:
         """The policy that a charter's rules ask for."""
         return cls(**rules.model_dump(include=set(cls.model_fields)))
+
+    @property
+    def evidence(self) -> dict[str, float] | None:
+        """The filter's settings as a composite's configuration holds them; None when it routes token by token."""
+        return {"stay": self.stay, "temperature": self.temperature} if self.kind == "filter" else None
 
 
 class CompositeMember(Strict):

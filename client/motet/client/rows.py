@@ -1,0 +1,74 @@
+"""An owner's routing: the rows, and for a filter the evidence by token, that the charter's rules ask for.
+
+Made of the owner's text, the public text and the anchor alone, so that no other owner's coming or going changes them.
+
+    rows = make_rows(home, anchor, corpus, public)
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from motet.client.data import Corpus
+from motet.moe.anchor import Anchor
+from motet.moe.logistic import logistic_rows
+from motet.moe.routing import RoutingRows, lda_rows
+from motet.moe.statistics import Statistics
+from motet.moe.token_evidence import TokenCounts, token_evidence
+from motet.protocols.charter import RoutingRules
+
+_log = logging.getLogger(__name__)
+
+
+def make_rows(
+    rules: RoutingRules,
+    anchor: Anchor,
+    own: Corpus,
+    public: Corpus,
+    *,
+    statistics: tuple[Statistics, Statistics] | None = None,
+    device: torch.device | str = "cpu",
+) -> RoutingRows:
+    """The rows of an owner's text under a charter's rules; only documents to train on are looked at.
+
+    Args:
+        rules: the charter's.
+        anchor: the anchor.
+        own: the owner's text.
+        public: the public text.
+        statistics: own and public ones, which rows in closed form are made of.
+        device: what the anchor runs on.
+
+    Raises:
+        StatisticsError: a text has nothing to count.
+        ConfigurationError: the embedder that the charter names is not installed.
+    """
+    if rules.kind == "embedding":
+        return _embedding_rows(rules, anchor, own.train, public.train)
+    if rules.rows == "lda" and statistics is not None:
+        rows = lda_rows(*statistics)
+    else:
+        _log.info("fitting the routing rows")
+        rows = logistic_rows(anchor, own.train, public.train, device=device)
+    if rules.kind == "token":
+        return rows
+    tokenizer = anchor.tokenizer()
+    counts = [TokenCounts.of(tokenizer, corpus.train) for corpus in (own, public)]
+    return replace(rows, tokens=token_evidence(counts[0], counts[1], anchor.manifest.vocabulary_size))
+
+
+def _embedding_rows(rules: RoutingRules, anchor: Anchor, own: Sequence[str], public: Sequence[str]) -> RoutingRows:
+    from motet.client.embedding import SentenceEmbedder, embedding_rows, packaged_model
+
+    embedder = SentenceEmbedder.load(packaged_model(), expect=rules.embedder)
+    manifest = anchor.manifest
+    return embedding_rows(
+        own,
+        public,
+        embedder,
+        layers=manifest.layers,
+        hidden_size=manifest.hidden_size,
+        seed=rules.projection_seed,
+    )

@@ -1,0 +1,106 @@
+"""Routing rows by logistic regression: what tells an owner's text from public text at every layer's MLP input.
+
+The fitted log odds, less those of the sample, are the log density ratio (Qin, Inferences for case-control and
+semiparametric two-sample density ratio models, 1998): fitted on own and public text alone, so no row depends on another
+owner. Separable data would make it over-confident: how far the weights are shrunk is chosen by the log loss on
+documents that the fit has not seen.
+
+    rows = logistic_rows(anchor, own_texts, public_texts)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from motet.moe.layer_inputs import LayerInputs, layer_inputs
+from motet.moe.routing import RoutingRows
+
+if TYPE_CHECKING:
+    from motet.moe.anchor import Anchor
+
+MAX_TOKENS = 1 << 15
+"""Positions of either text that rows are fitted on, at most."""
+MEMORY_BYTES = 1 << 30
+"""Layers are taken together, in one pass over the text, as long as their inputs fit into this."""
+SHRINKAGES = (1e-4, 1e-3, 1e-2)
+"""Weights of the squared row, in units of each channel's spread, that are tried."""
+HELD_OUT = 5
+"""Every fifth document is held out while the shrinkage is chosen."""
+
+
+def logistic_rows(
+    anchor: Anchor,
+    own: Iterable[str],
+    public: Iterable[str],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    device: str | torch.device = "cpu",
+) -> RoutingRows:
+    """Fit one row a layer on at most `max_tokens` positions of either text.
+
+    Raises StatisticsError when a text has no positions to count.
+    """
+    own, public = list(own), list(public)
+    size = anchor.manifest.hidden_size
+    together = max(1, MEMORY_BYTES // (2 * max_tokens * size * 4))
+    weights, biases = [], []
+    for start in range(0, anchor.manifest.layers, together):
+        layers = range(start, min(start + together, anchor.manifest.layers))
+        sides = [
+            layer_inputs(anchor, texts, layers=layers, max_tokens=max_tokens, device=device) for texts in (own, public)
+        ]
+        for layer in layers:
+            weight, bias = _fit(sides[0], sides[1], layer)
+            weights.append(weight)
+            biases.append(bias)
+    return RoutingRows(weight=torch.stack(weights), bias=torch.stack(biases))
+
+
+def _fit(own: LayerInputs, public: LayerInputs, layer: int) -> tuple[Tensor, Tensor]:
+    """The row (hidden,) and its intercept () of a layer."""
+    inputs = torch.cat([own.values[layer], public.values[layer]])
+    mean, spread = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-6)
+    inputs = (inputs - mean) / spread
+    is_own = torch.cat([torch.ones(len(own.document)), torch.zeros(len(public.document))])
+    held_out = torch.cat([own.document, public.document]) % HELD_OUT == 0
+    shrinkage = _best_shrinkage(inputs, is_own, held_out)
+    weight, bias = _descend(inputs, is_own, shrinkage)
+    weight = weight / spread
+    odds = math.log(len(own.document) / len(public.document))
+    return weight, bias - odds - weight @ mean
+
+
+def _best_shrinkage(inputs: Tensor, is_own: Tensor, held_out: Tensor) -> float:
+    """The one whose fit on the other documents tells those held out best; the strongest when there are too few."""
+    if any(bool((is_own[side] == is_own[side][:1]).all()) for side in (held_out, ~held_out)):
+        return SHRINKAGES[-1]
+
+    def loss(shrinkage: float) -> float:
+        weight, bias = _descend(inputs[~held_out], is_own[~held_out], shrinkage)
+        scores = inputs[held_out] @ weight + bias
+        return float(functional.binary_cross_entropy_with_logits(scores, is_own[held_out]))
+
+    return min(SHRINKAGES, key=loss)
+
+
+def _descend(inputs: Tensor, is_own: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Logistic regression by L-BFGS from zero: inputs (tokens, hidden), is_own (tokens,) -> row and intercept."""
+    weight = torch.zeros(inputs.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(inputs @ weight + bias, is_own)
+        loss = loss + shrinkage * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
