@@ -52,7 +52,7 @@ def quality(
     """
     from motet.bench.quality.config import Files, QualityConfig
     from motet.bench.quality.operations import measure, outlook
-    from motet.bench.quality.plan import plan  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from motet.bench.quality.plan import plan
 
     chosen = QualityConfig.from_toml(config)
     files = Files.of(chosen, corpora or config.parent)

@@ -1,0 +1,103 @@
+"""What a stage is given: the anchor, corpora cut into windows, the networks of earlier stages.
+
+material = Material.of(inputs, sequence_length=256)
+material.windows("test")["medicine"]
+material.each("specialist:")                    # {"medicine": folder, ...}
+read_ffn(folder)                                # feed-forward tensors under the anchor's names
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from motet.bench.quality.corpora import Split, read_split
+from motet.moe.anchor import Anchor
+from motet.moe.experts import Expert, read_expert
+from motet.moe.scoring import Windows, windows_of
+from motet.protocols.canonical import canonical_json, file_digest, write_atomically
+from motet.protocols.evaluation.losses import PUBLIC
+from motet.protocols.tensor_files import TensorReader
+
+FFN_FILE = "ffn.safetensors"
+EXPERT_FILE = "expert.safetensors"
+RECORD_FILE = "record.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The inputs of a stage: folders by name, see `motet.bench.quality.plan`."""
+
+    inputs: Mapping[str, Path]
+    sequence_length: int
+    """Tokens a window."""
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Path], *, sequence_length: int) -> Self:
+        """What lies in these folders."""
+        return cls(inputs=inputs, sequence_length=sequence_length)
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        """The anchor that everything starts from."""
+        return Anchor.load(self.inputs["anchor"])
+
+    def dense(self) -> PreTrainedModel:
+        """A copy of the anchor's model in float32."""
+        return self.anchor.model(torch.float32)
+
+    def each(self, prefix: str) -> dict[str, Path]:
+        """The inputs whose name begins so, by the rest of it."""
+        return {name.removeprefix(prefix): path for name, path in self.inputs.items() if name.startswith(prefix)}
+
+    def windows(self, split: Split) -> dict[str, Windows]:
+        """Domain -> the documents of a split; the public ones first."""
+        tokenizer, corpora = self.anchor.tokenizer(), {PUBLIC: self.inputs["public"]} | self.each("domain:")
+        return {
+            name: windows_of(tokenizer, read_split(path, split), sequence_length=self.sequence_length)
+            for name, path in corpora.items()
+        }
+
+    def experts(self) -> list[Expert]:
+        """The experts in float32, to run beside `dense`; a contribution is named by its file's digest."""
+        found = []
+        for name, folder in self.each("expert:").items():
+            path = folder / EXPERT_FILE
+            stored = read_expert(path, self.anchor, name=name, contribution=file_digest(path))
+            ffn = {key: tensor.float() for key, tensor in stored.ffn.items()}
+            found.append(Expert(name=name, contribution=stored.contribution, ffn=ffn, rows=stored.rows))
+        return found
+
+
+def read_ffn(folder: Path, anchor: Anchor) -> dict[str, Tensor]:
+    """The feed-forward tensors that a stage left: a specialist's, a merged network's, or an expert's.
+
+    Raises:
+        TensorFileError: there are none.
+    """
+    path = folder / FFN_FILE
+    with TensorReader(path if path.exists() else folder / EXPERT_FILE) as reader:
+        return {spec.name: reader.tensor(spec.name) for spec in anchor.manifest.ffn()}
+
+
+def write_ffn(folder: Path, ffn: Mapping[str, Tensor]) -> None:
+    """Leave feed-forward tensors for later stages."""
+    save_file({name: tensor.contiguous() for name, tensor in ffn.items()}, folder / FFN_FILE)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a stage noted about what it left."""
+    found: dict[str, Any] = json.loads((folder / RECORD_FILE).read_bytes())
+    return found
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Note something for later stages."""
+    write_atomically(folder / RECORD_FILE, canonical_json(dict(record)))
