@@ -19,7 +19,7 @@ from motet.protocols.codec.changes import narrow, widen
 from motet.protocols.codec_commands import Method
 from motet.protocols.container import write_container
 from motet.protocols.contribution import CodecRecord, Contribution, Terms, TrainingRecord
-from motet.protocols.expert_files import StoredTensors, expert_specs, materialise_file, update_specs
+from motet.protocols.expert_files import ROUTER_TOKENS, StoredTensors, expert_specs, materialise_file, update_specs
 from motet.protocols.signing import SigningKey, seal
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 from motet.protocols.update_files import Differences, pack
@@ -134,7 +134,7 @@ def test_inspect_says_what_is_in_a_file(motet: Motet, update: Path, manifest: An
     assert found["density"] == pytest.approx(0.1, abs=0.01)
     k = found["density"]
     assert found["bound"] == pytest.approx(-k * np.log2(k) - (1 - k) * np.log2(1 - k) + k)
-    assert found["methods"] == ["raw", "ternary"]
+    assert found["methods"] == ["lossless", "raw", "ternary"]  # evidence by token, rows, matrices
     assert (found["anchor"], found["base"], found["contribution"]) == (manifest.digest, None, None)
     assert {tensor["name"] for tensor in found["tensors"]} == {spec.name for spec in specs}
     assert 0 < size - sum(tensor["bytes"] for tensor in found["tensors"]) < 2000  # header and footer
@@ -239,7 +239,9 @@ def test_unpack_and_pack_lose_nothing(motet: Motet, difference, anchor_directory
 def test_unpack_writes_lossy_differences_wide(motet: Motet, difference, anchor_directory, tmp_path, method) -> None:
     motet("pack", difference, "--anchor", anchor_directory, "--out", tmp_path / "u", "--method", method)
     motet("unpack", tmp_path / "u", "--out", tmp_path / "again")
-    assert set(dtypes(tmp_path / "again").values()) == {"F32"}
+    written = dtypes(tmp_path / "again")
+    assert written.pop(ROUTER_TOKENS) == "BF16"  # travels without loss
+    assert set(written.values()) == {"F32"}
     with UpdateReader(tmp_path / "u") as reader:
         for name, found in values(tmp_path / "again").items():
             assert np.array_equal(found, reader.tensor(name).reshape(-1))

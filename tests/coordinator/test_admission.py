@@ -67,7 +67,7 @@ def test_what_is_found_is_what_the_owner_wrote(home: CoordinatorHome, update: Pa
     specs = [TensorSpec(name=each.name, dtype=each.dtype, shape=each.shape) for each in found.tensors]
     assert specs == update_specs(home.anchor_manifest)
     assert {each.method for each in found.tensors if len(each.shape) == 2} == {"lossless"}
-    assert {each.method for each in found.tensors if len(each.shape) == 1} == {"raw"}
+    assert {each.method for each in found.tensors if ".router." in each.name and each.dtype == "F32"} == {"raw"}
     assert all(0 < each.largest < 0.1 for each in found.tensors)
 
 
@@ -218,7 +218,10 @@ def changed(specs: list[TensorSpec], index: int, **values: object) -> list[Tenso
         (lambda specs: changed(specs, 0, shape=(0, 3)), "wrong-shape"),
         (lambda specs: changed(specs, 0, dtype="F16"), "wrong-dtype"),
         (lambda specs: changed(specs, 0, dtype="F32"), "wrong-dtype"),
-        (lambda specs: changed(specs, -1, dtype="BF16"), "wrong-dtype"),
+        (lambda specs: changed(specs, -2, dtype="BF16"), "wrong-dtype"),
+        (lambda specs: changed(specs, -1, dtype="F32"), "wrong-dtype"),
+        (lambda specs: changed(specs, -1, shape=(258,)), "wrong-shape"),
+        (lambda specs: specs[:-1], "missing-tensor"),
     ],
 )
 def test_tensors_that_are_not_the_anchors(

@@ -39,7 +39,11 @@ def test_survives_a_round_trip():
 def test_takes_its_policy_from_the_charter():
     rules = RoutingRules(top_k=2, normalise_top_k=False, log_prior_anchor=1.5)
 
-    assert RoutingPolicy.of(rules) == RoutingPolicy(top_k=2, normalise_top_k=False, log_prior_anchor=1.5)
+    wanted = {"kind": "filter", "top_k": 2, "normalise_top_k": False, "log_prior_anchor": 1.5}
+    assert RoutingPolicy.of(rules) == RoutingPolicy(**wanted)
+    assert RoutingPolicy.of(rules).evidence == {"stay": rules.stay, "temperature": rules.temperature}
+    by_token = RoutingPolicy.of(RoutingRules(kind="token", stay=0.5))
+    assert (by_token.kind, by_token.evidence) == ("token", None)
 
 
 @pytest.mark.parametrize(
