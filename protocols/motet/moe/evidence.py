@@ -9,7 +9,8 @@ tempered since neighbouring tokens are not independent,
 
 Guarantees: a masked expert has probability zero, and the others have, to the last bit, what they would have if it did
 not exist; positions that are not real (padding) change nothing and are given what came before them; a text's first
-real token, in front of which there is nothing, gives no evidence.
+real token, in front of which there is nothing, gives no evidence; nor does one that contradicts prior and past beyond
+what floating point can hold.
 
     evidence = Evidence(stay=0.98, temperature=4.0)
     posteriors = evidence.filter(scores, log_prior)                        # (batch, seq, experts), sums to 1
@@ -70,7 +71,8 @@ class Evidence:
         for position in range(scores.shape[1]):
             predicted = self.stay * posterior + (1 - self.stay) * prior
             weighed = predicted * likelihoods[:, position]
-            after = torch.where(begun, weighed / sum_in_order(weighed), prior)
+            total = sum_in_order(weighed)  # zero if a token is for none but experts whose prior is next to nothing
+            after = torch.where(begun, torch.where(total > 0, weighed / total, predicted), prior)
             if real is None:
                 posterior, begun = after, torch.ones_like(begun)
             else:
