@@ -8,6 +8,17 @@ Stages (`motet.bench.quality.stages`), their inputs, what their spec holds, and 
                 steps, batch_size, sequence_length, learning_rates, public_share, seed
                                                             -> ffn.safetensors, record.json
 
+    expert      anchor, public, domain, specialist (whose learning rate is taken)
+                kind, rows, stay and temperature (filter), steps, batch_size, sequence_length, public_share, seed
+                                                            -> expert.safetensors, record.json
+    joint       anchor, public, domain:NAME and expert:NAME of every owner
+                budget, learning_rate, routing, stay and temperature (filter), steps, ... as expert
+                                                            -> model.safetensors, config.json, record.json
+    fedavg      anchor, public, domain:NAME of every owner
+                rounds, learning_rate, steps, ... as expert -> ffn.safetensors, record.json
+    phatgoose   anchor, domain; specialist (the anchor's own gate without one)
+                steps, batch_size, sequence_length, seed    -> gate.safetensors; `phatgoose_model`
+
 `motet.bench.quality.pretraining` has the stage `anchor` (public; the [anchor] table and seed). Networks are kept under
 the anchor's tensor names in its dtype, rounded once, after training; every figure is of the rounded ones.
 """

@@ -17,16 +17,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from motet.bench.quality.corpora import read_split
 from motet.bench.quality.descent import Batch, Schedule, descend
 from motet.bench.quality.stages import Tell
 from motet.client.batches import Batches, pack
 from motet.client.sampling import sample
 from motet.moe.anchor import Anchor
-from motet.moe.experts import swap_ffn
+from motet.moe.experts import read_expert, swap_ffn
+from motet.moe.routing import RoutingRows
 from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
 
+EXPERT = "expert:"
+"""What the names of owners' experts begin with."""
+EXPERT_FILE = "expert.safetensors"
 RECORD = "record.json"
 NETWORKS = "ffn.safetensors"
+DOMAIN = "domain:"
+"""What the names of owners' corpora begin with, where a stage has several."""
 _BYTES_PER_TOKEN = 8
 """More than a token of public text ever is on average, so that enough of it is cut into tokens, and not all."""
 
@@ -58,33 +65,46 @@ def enough(public: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
     return chosen
 
 
+def owners_batches(spec: Mapping[str, Any], anchor: Anchor, inputs: Mapping[str, Path]) -> dict[str, Batches]:
+    """Domain -> the batches of its owner in a training that all take part in; no two read public text in one order."""
+    public = read_split(inputs["public"], "train")
+    domains = {name.removeprefix(DOMAIN): path for name, path in inputs.items() if name.startswith(DOMAIN)}
+    return {
+        name: batches_of({**spec, "seed": spec["seed"] * 1_009 + number}, anchor, read_split(path, "train"), public)
+        for number, (name, path) in enumerate(sorted(domains.items()))
+    }
+
+
+def frozen(anchor: Anchor) -> PreTrainedModel:
+    """The anchor's model in float32; nothing of it asks for a gradient."""
+    return anchor.model(dtype=torch.float32).requires_grad_(False)
+
+
 def fine_tuned(
-    anchor: Anchor,
+    model: PreTrainedModel,
+    start: Mapping[str, Tensor],
     batches: Batches,
     schedule: Schedule,
     tell: Tell,
     *,
-    start: Mapping[str, Tensor] | None = None,
     part: range | None = None,
 ) -> dict[str, Tensor]:
-    """The anchor's feed-forward networks, or `start`, trained on and all else frozen: by name, float32.
+    """The feed-forward networks `start` trained in a frozen model, which keeps what was trained: by name, float32.
 
     Args:
-        anchor: what is fine-tuned.
+        model: see `frozen`.
+        start: what to begin with, under the anchor's names.
         batches: what it reads; a step's must be one forward pass.
         schedule: how many steps, and how fast.
         tell: told how far it is.
-        start: other networks to begin with.
         part: which of the schedule's steps to do; None for all.
     """
-    model = anchor.model(dtype=torch.float32).requires_grad_(False)
-    trained = {name: model.get_parameter(name) for name in anchor.ffn()}
+    trained = {name: model.get_parameter(name) for name in start}
     for name, parameter in trained.items():
-        if start is not None:
-            parameter.copy_(start[name])
+        parameter.data.copy_(start[name])
         parameter.requires_grad_(True)
     descend(model, trained.values(), passes(batches), schedule, part=part, tell=tell)
-    return {name: parameter.detach() for name, parameter in trained.items()}
+    return {name: parameter.detach().clone() for name, parameter in trained.items()}
 
 
 def passes(batches: Batches) -> Batch:
@@ -100,6 +120,11 @@ def rounded(anchor: Anchor, ffn: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_networks(folder: Path, ffn: Mapping[str, Tensor]) -> None:
     """Keep networks as the stages that read them expect."""
     save_file({name: tensor.contiguous() for name, tensor in ffn.items()}, folder / NETWORKS)
+
+
+def read_rows(folder: Path, anchor: Anchor) -> RoutingRows:
+    """The rows of the expert that a stage kept; raises ExpertError when it does not fit the anchor."""
+    return read_expert(folder / EXPERT_FILE, anchor, name=folder.name, contribution="").rows
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

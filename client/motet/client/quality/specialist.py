@@ -19,6 +19,7 @@ from motet.client.quality.material import (
     Judge,
     batches_of,
     fine_tuned,
+    frozen,
     read_record,
     rounded,
     save_networks,
@@ -33,11 +34,11 @@ def specialist(spec: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, t
     anchor = Anchor.load(inputs["anchor"])
     batches = batches_of(spec, anchor, read_split(inputs["domain"], "train"), read_split(inputs["public"], "train"))
     judge = Judge.of(anchor, read_split(inputs["domain"], "validation"), spec["sequence_length"])
-    found, judged = {}, {}
+    model, found, judged = frozen(anchor), {}, {}
     for rate in learning_rates(spec, inputs):
         tell(f"training with a learning rate of {rate:g}")
         schedule = Schedule(steps=spec["steps"], peak=rate)
-        found[rate] = rounded(anchor, fine_tuned(anchor, batches, schedule, tell))
+        found[rate] = rounded(anchor, fine_tuned(model, anchor.ffn(), batches, schedule, tell))
         judged[rate] = judge(found[rate])
     best = min(judged, key=lambda rate: judged[rate])
     save_networks(out, found[best])
