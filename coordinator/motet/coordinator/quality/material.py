@@ -8,7 +8,7 @@ read_ffn(folder)                                # feed-forward tensors under the
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -38,11 +38,15 @@ class Material:
     inputs: Mapping[str, Path]
     sequence_length: int
     """Tokens a window."""
+    most_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Split -> bytes of each domain that are looked at, about; all of a split that is not named."""
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Path], *, sequence_length: int) -> Self:
+    def of(
+        cls, inputs: Mapping[str, Path], *, sequence_length: int, most_bytes: Mapping[str, int] | None = None
+    ) -> Self:
         """What lies in these folders."""
-        return cls(inputs=inputs, sequence_length=sequence_length)
+        return cls(inputs=inputs, sequence_length=sequence_length, most_bytes=most_bytes or {})
 
     @cached_property
     def anchor(self) -> Anchor:
@@ -61,9 +65,19 @@ class Material:
         """Domain -> the documents of a split; the public ones first."""
         tokenizer, corpora = self.anchor.tokenizer(), {PUBLIC: self.inputs["public"]} | self.each("domain:")
         return {
-            name: windows_of(tokenizer, read_split(path, split), sequence_length=self.sequence_length)
+            name: windows_of(tokenizer, self._documents(path, split), sequence_length=self.sequence_length)
             for name, path in corpora.items()
         }
+
+    def _documents(self, folder: Path, split: Split) -> list[str]:
+        """The documents of a split, up to the one that reaches the limit."""
+        left, found = self.most_bytes.get(split), list[str]()
+        for text in read_split(folder, split):
+            if left is not None and left <= 0:
+                break
+            found.append(text)
+            left = None if left is None else left - len(text.encode())
+        return found
 
     def experts(self) -> list[Expert]:
         """The experts in float32, to run beside `dense`; a contribution is named by its file's digest."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from motet.bench.quality.corpora import Split
+from motet.bench.quality.corpora import Split, read_documents
 from motet.bench.quality.results import SCORES, Losses, Scores
 from motet.coordinator.quality.material import Material
-from motet.moe.scoring import Answering, Windows, document_nats
+from motet.moe.scoring import Answering, Windows, document_nats, windows_of
 from motet.protocols.canonical import canonical_json, write_atomically
 
 Nats = Mapping[str, Tensor]
@@ -54,6 +54,15 @@ class Bench:
         """Domain -> the documents that choose settings."""
         return self.material.windows("validation")
 
+    @cached_property
+    def texts(self) -> dict[str, Windows]:
+        """Name -> documents that are reported beside the domains', from files of an experiment's own."""
+        tokenizer = self.material.anchor.tokenizer()
+        return {
+            name: windows_of(tokenizer, list(read_documents(path)), sequence_length=self.material.sequence_length)
+            for name, path in self.material.each("text:").items()
+        }
+
     def measure(self, model: Answering, domains: Iterable[str] | None = None, **forward: Any) -> Nats:  # noqa: ANN401
         """What a model makes of the documents that are reported, or of those of some domains."""
         wanted = self.reported if domains is None else {name: self.reported[name] for name in domains}
@@ -79,4 +88,5 @@ class Bench:
         write_atomically(out / SCORES, canonical_json(scores.model_dump(mode="json")))
 
     def _losses(self, domain: str, nats: Tensor) -> Losses:
-        return Losses(nats=tuple(nats.tolist()), bytes=self.reported[domain].sizes)
+        windows = self.reported[domain] if domain in self.reported else self.texts[domain]
+        return Losses(nats=tuple(nats.tolist()), bytes=windows.sizes)

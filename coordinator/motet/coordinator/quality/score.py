@@ -6,7 +6,8 @@ documents, each window opening anew.
     score_stage({"part": "networks", "split": "test", "systems": ["specialist"], ...}, inputs, out, tell)
     out / "scores.json"                                  # as motet.bench.quality.results reads it
 
-Parts: `networks` (anchor, specialists, merged networks), `composite`, `ensembles`, `phatgoose`, `joint`.
+Parts: `networks` (anchor, specialists, merged networks), `composite`, `ensembles`, `phatgoose`, `joint`, and `probe`
+(gates for experiments).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,14 @@ from motet.coordinator.quality.ensembles import ensembles
 from motet.coordinator.quality.material import Material
 from motet.coordinator.quality.measuring import Bench, System
 from motet.coordinator.quality.networks import networks
+from motet.coordinator.quality.probing import probe
 from motet.coordinator.quality.trained import joint, phatgoose
 from motet.protocols.errors import ConfigurationError
 
 
 def score_stage(spec: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, tell: Callable[[str], None]) -> None:
     """Score one part; what it needs of spec and inputs, its own function says."""
-    material = Material.of(inputs, sequence_length=spec["sequence_length"])
+    material = Material.of(inputs, sequence_length=spec["sequence_length"], most_bytes=spec.get("most_bytes"))
     bench = Bench(material=material, split=spec["split"], tell=tell)
     bench.write(out, systems_of(bench, spec))
 
@@ -44,6 +46,8 @@ def systems_of(bench: Bench, spec: Mapping[str, Any]) -> Iterator[System]:
             yield from ensembles(bench, wanted=spec["systems"])
         case "phatgoose":
             yield phatgoose(bench)
+        case "probe":
+            yield from probe(bench, cells=spec["cells"])
         case "joint":
             yield joint(bench, system=spec["systems"][0])
         case part:
