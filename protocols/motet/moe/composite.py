@@ -159,10 +159,11 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             raise ExpertSetError(
                 "saw embeddings and no token ids in a composite that weighs its experts by the tokens; pass input_ids"
             )
+        past = 0 if cache is None else int(cache.get_seq_length())
         found: Tensor = self.token_router(
             input_ids,
             expert_mask=expert_mask,
-            real=real_positions(attention_mask, input_ids.shape[1]),
+            real=real_positions(attention_mask, input_ids.shape[1], past=past),
             before=last_posterior(cache),
         )
         return found

@@ -16,15 +16,18 @@ TOKEN_ROUTER = "token_router.weight"  # noqa: S105 - a tensor's name
 """The name of its tensor in a composite: (experts, vocabulary)."""
 
 
-def real_positions(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """Which of the last `length` positions hold a token: (batch, length) bool; None when all of them do.
+def real_positions(attention_mask: Tensor | None, length: int, *, past: int = 0) -> Tensor | None:
+    """Which of the `length` positions after the first `past` hold a token: (batch, length) bool; None for all of them.
 
-    From an attention mask (batch, positions so far), ones and zeros. One of another shape (already spread over queries
-    and keys) tells nothing about padding and counts as none.
+    From an attention mask (batch, positions so far), ones and zeros, or one spread over queries and keys (batch, 1,
+    length, keys), as generation makes for caches of fixed size: there only padding does not attend to itself.
     """
-    if attention_mask is None or attention_mask.ndim != 2:
+    if attention_mask is None or attention_mask.ndim not in (2, 4):
         return None
-    return attention_mask[:, -length:].bool()
+    if attention_mask.ndim == 2:
+        return attention_mask[:, -length:].bool()
+    itself = attention_mask[:, 0, :, past : past + length].diagonal(dim1=-2, dim2=-1)
+    return itself if itself.dtype == torch.bool else itself == 0
 
 
 class TokenRouter(Wide):
