@@ -32,7 +32,7 @@ GATE_STEPS = 50
 def plan(config: QualityConfig, seeds: int, files: Files) -> Plan:
     """All stages for `seeds` seeds of a configuration."""
     effort = Effort(config)
-    corpora = dict(_corpora(config, files, effort))
+    corpora = dict(corpus_stages(config, files, effort))
     scores = [list(Seed(config=config, corpora=corpora, seed=seed, effort=effort).scores()) for seed in range(seeds)]
     return Plan(stages=[stage for each in scores for stage in each], scores=scores)
 
@@ -54,7 +54,7 @@ def stock_kind(config: QualityConfig) -> Kind:
     return "token" if "token" in config.routing.kinds else config.routing.kinds[0]
 
 
-def _corpora(config: QualityConfig, files: Files, effort: Effort) -> Iterator[tuple[str, Stage]]:
+def corpus_stages(config: QualityConfig, files: Files, effort: Effort) -> Iterator[tuple[str, Stage]]:
     """The public corpus, then the owners'; what is held out of the public one, no owner trains on."""
     spec = config.evaluation.model_dump(mode="json")
     yield "public", Stage("corpus", spec, {"text": files.public}, "corpus:public", weight=effort.corpus())
@@ -149,13 +149,14 @@ class Seed:
 
     def gate(self, name: str) -> Stage:
         """The gate of one specialist; that of "anchor" is trained on public text."""
-        spec = self._training() | {"steps": min(GATE_STEPS, self.config.experts.steps)}
+        steps = min(GATE_STEPS, self.config.experts.steps)
+        spec = self._training() | {"steps": steps}
         inputs: Inputs = {"anchor": self.anchor()}
         if name == "anchor":
             inputs["domain"] = self.corpora["public"]
         else:
             inputs |= {"domain": self.corpora[name], "specialist": self.specialist(name)}
-        return self._stage("phatgoose", spec, inputs, f"phatgoose:{name}", self.effort.gate(GATE_STEPS))
+        return self._stage("phatgoose", spec, inputs, f"phatgoose:{name}", self.effort.gate(steps))
 
     def scores(self) -> Iterator[Stage]:
         """What is reported of this seed."""
