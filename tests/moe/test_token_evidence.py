@@ -89,7 +89,7 @@ def test_little_text_is_believed_little() -> None:
 @pytest.mark.parametrize("empty", ["own", "public"])
 def test_a_text_without_tokens_is_refused(empty: str) -> None:
     own, public = (TokenCounts() if empty == side else PUBLIC for side in ("own", "public"))
-    with pytest.raises(StatisticsError, match="saw a text without tokens, .* give more text"):
+    with pytest.raises(StatisticsError, match=r"saw a text without tokens, .* give more text"):
         token_evidence(own, public, VOCABULARY)
 
 
