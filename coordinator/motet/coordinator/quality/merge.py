@@ -17,7 +17,7 @@ from motet.coordinator.quality.material import Material, read_ffn, read_record, 
 
 def merge_stage(spec: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, tell: Callable[[str], None]) -> None:
     """Merge `network:VARIANT/NAME` of one variant; with several, `merge:soup@VARIANT` tell which."""
-    material = Material.of(inputs, sequence_length=spec["sequence_length"])
+    material = Material.of(inputs, sequence_length=spec["sequence_length"], most_bytes=spec.get("most_bytes"))
     chosen = variant_of(material)
     networks = {
         name: read_ffn(path, material.anchor) for name, path in sorted(material.each(f"network:{chosen}/").items())

@@ -91,6 +91,8 @@ class EvaluationConfig(Strict):
     """At most so many documents a domain choose the settings."""
     validation_bytes: int = Field(100_000, ge=1)
     """At most so much text a domain chooses the settings."""
+    merging_bytes: int = Field(100_000, ge=1)
+    """About so much of that, a domain, judges merged networks, which some methods ask for a hundred times."""
     test_documents: int = Field(200, ge=2)
     """At most so many documents a domain are reported on."""
     test_bytes: int = Field(200_000, ge=1)

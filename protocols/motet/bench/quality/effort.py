@@ -49,7 +49,8 @@ class Effort:
 
     def merge(self, method: str) -> float:
         """Judging merged networks on validation documents."""
-        text = self.config.evaluation.validation_bytes * (1 + len(self.config.domains))
+        evaluation = self.config.evaluation
+        text = min(evaluation.merging_bytes, evaluation.validation_bytes) * (1 + len(self.config.domains))
         return 2 + self._seconds(_JUDGEMENTS[method] * text / _BYTES_A_TOKEN)
 
     def scores(self, systems: float) -> float:

@@ -56,7 +56,7 @@ def stock_kind(config: QualityConfig) -> Kind:
 
 def corpus_stages(config: QualityConfig, files: Files, effort: Effort) -> Iterator[tuple[str, Stage]]:
     """The public corpus, then the owners'; what is held out of the public one, no owner trains on."""
-    spec = config.evaluation.model_dump(mode="json")
+    spec = config.evaluation.model_dump(mode="json", exclude={"merging_bytes"})
     yield "public", Stage("corpus", spec, {"text": files.public}, "corpus:public", weight=effort.corpus())
     for name, file in files.domains.items():
         inputs = {"text": file, "public": files.public}
@@ -111,7 +111,11 @@ class Seed:
             if len(over) > 1:
                 inputs[f"merge:soup@{variant}"] = self.merge("soup", variant)
         label = f"{method}@{over[0]}" if len(over) == 1 else method
-        spec = {"method": method, "sequence_length": self.config.experts.sequence_length}
+        spec = {
+            "method": method,
+            "sequence_length": self.config.experts.sequence_length,
+            "most_bytes": {"validation": self.config.evaluation.merging_bytes},
+        }
         return self._stage("merge", spec, inputs, label, self.effort.merge(method))
 
     def merges(self) -> dict[str, Stage]:
