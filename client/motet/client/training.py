@@ -35,7 +35,6 @@ from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
-from motet.protocols.charter import RoutingRules
 from motet.protocols.contribution import TrainingRecord
 from motet.protocols.errors import TrainingError
 
@@ -136,7 +135,7 @@ def expert_model(
     parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
     # Without the charter's priors: they weigh a composite, and may change later.
-    model = compose(anchor, [expert], evidence=evidence_of(material.routing))
+    model = compose(anchor, [expert], evidence=Evidence.of(material.routing))
     if material.routing.kind == "embedding":
         parameters |= {name: each for name, each in model.named_parameters() if ROUTER in name}
     for parameter in parameters.values():
@@ -155,11 +154,6 @@ def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
     weight = torch.stack([trained[name][1] - trained[name][0] for name, _ in layers])
     bias = torch.stack([trained[name][1] - trained[name][0] for _, name in layers])
     return RoutingRows(weight=weight, bias=bias)
-
-
-def evidence_of(rules: RoutingRules) -> Evidence | None:
-    """The filter that a charter's rules ask for; None when they route token by token."""
-    return Evidence(stay=rules.stay, temperature=rules.temperature) if rules.kind == "filter" else None
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
