@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from motet.moe.config import ANCHOR, MotetConfig
 from motet.moe.evidence import Evidence
-from motet.moe.expert_cache import claim, last_posterior, mark, remember, set_keys
+from motet.moe.expert_cache import claim, last_posterior, note, set_keys
 from motet.moe.expert_sets import expert_mask_of, prompts_allow
 from motet.moe.experts import Expert
 from motet.moe.families import FAMILIES, Family, family_of
@@ -101,10 +101,8 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             routing=routing,  # reaches every layer as an argument: checkpointing runs layers again later
             **kwargs,
         )
-        if past_key_values is None and outputs.past_key_values is not None:
-            mark(outputs.past_key_values, keys)
-        if outputs.past_key_values is not None and routing.posterior is not None:
-            remember(outputs.past_key_values, routing.posterior)
+        if outputs.past_key_values is not None:
+            note(outputs.past_key_values, keys, routing.posterior, new=past_key_values is None)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None

@@ -6,7 +6,8 @@ by row, recognised by what the experts are (contribution digests), not by what t
 posterior follows the cache when rows are reordered, repeated or selected and when positions are cropped.
 
     claim(cache, set_keys(config.contributions, mask, rows))  # CacheExpertSetError if it was filled otherwise
-    remember(cache, posterior); last_posterior(cache)         # (batch, experts), of the last position
+    note(cache, keys, posterior, new=False)
+    last_posterior(cache)                                     # (batch, experts)
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def claim(cache: Cache, keys: SetKeys) -> None:
     Raises CacheExpertSetError when the cache is filled and its sets are others, or unknown.
     """
     if int(cache.get_seq_length()) == 0:
-        mark(cache, keys)
+        _mark(cache, keys)
         return
     found = getattr(cache, "expert_set_keys", None)
     if found is None:
@@ -51,20 +52,23 @@ def claim(cache: Cache, keys: SetKeys) -> None:
         )
 
 
-def mark(cache: Cache, keys: SetKeys) -> None:
-    """Notes the sets that fill a cache, without a check: for one that this very call created."""
+def note(cache: Cache, keys: SetKeys, posterior: Tensor | None, *, new: bool) -> None:
+    """Notes what a pass put into a cache: under which sets, if this pass made it, and what a filter believed.
+
+    `posterior` (batch, seq, experts) is of the positions that were added; None without a filter. It takes a few bytes a
+    position beside keys and values, so that a cropped cache goes on as if it had never been longer.
+    """
+    if new:
+        _mark(cache, keys)
+    if posterior is not None:
+        before = getattr(cache, "posteriors", None)
+        cache.posteriors = posterior if before is None else torch.cat([before, posterior], dim=1)  # type: ignore[attr-defined]
+
+
+def _mark(cache: Cache, keys: SetKeys) -> None:
     if not isinstance(cache, _Marked):
         cache.__class__ = _marked(type(cache))
     cache.expert_set_keys = keys  # type: ignore[attr-defined]
-
-
-def remember(cache: Cache, posterior: Tensor) -> None:
-    """Adds the posteriors (batch, seq, experts) of the positions that this marked cache was just extended by.
-
-    A few bytes a position beside its keys and values, so that a cropped cache goes on as if it had never been longer.
-    """
-    before = getattr(cache, "posteriors", None)
-    cache.posteriors = posterior if before is None else torch.cat([before, posterior], dim=1)  # type: ignore[attr-defined]
 
 
 def last_posterior(cache: Cache | None) -> Tensor | None:

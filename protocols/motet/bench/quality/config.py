@@ -78,7 +78,7 @@ class RoutingConfig(Strict):
     """The rows `composite:KIND` of the result."""
     log_prior_anchor: tuple[float, ...] = Field((0.0, 1.0, 2.0), min_length=1)
     """Log priors of the anchor, in nats, an expert's being 0."""
-    stay: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.98, 0.99, 0.995)
+    stay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.98, 0.99, 0.995)
     """For `filter`: probabilities that a text stays in its domain from one token to the next."""
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((2.0, 4.0, 8.0), min_length=1)
     """What the evidence of a token is divided by."""
