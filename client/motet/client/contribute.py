@@ -67,6 +67,18 @@ def describe(packed: Packed) -> list[str]:
         f"{manifest.terms.purpose or 'any that the licence allows'}",
         f"signed by    {manifest.owner}",
         "stays here   the documents, the statistics of their text, the optimiser's state",
+        *_proxies(packed),
+    ]
+
+
+def _proxies(packed: Packed) -> list[str]:
+    """The public documents that the manifest names, and what stays here of how they were chosen; nothing if none."""
+    if not packed.contribution.proxies:
+        return []
+    return [
+        f"proxies      {len(packed.contribution.proxies)} documents of the public text, in the manifest; scores and "
+        "classifier stay here",
+        *(f"  {line}" for line in packed.proxies_preview()),
     ]
 
 

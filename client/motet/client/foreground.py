@@ -14,6 +14,7 @@ from pathlib import Path
 from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome, require_licence
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
+from motet.client.proxy_list import require_ready
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, stopped_by_signals
 from motet.protocols.anchor_manifest import AnchorManifest
@@ -54,6 +55,7 @@ def plan_training(directory: Path) -> TrainingPlan:
     """Check the text and the anchor, and say what training would mean; raises what training would raise."""
     home = OwnerHome.load(directory.absolute())
     require_licence(home.config, home.charter)
+    require_ready(home)
     fetch_anchor(home)
     (corpus, _), settings = load_texts(home), home.config.training
     anchor = open_anchor(home).manifest

@@ -15,6 +15,8 @@ from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
 
 RECEIPT_NAME = "receipt.json"
+PROXIES_NAME = "proxies.txt"
+"""What the owner is shown of the proxies that the manifest names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,12 @@ class Packed:
     def receipt(self) -> Path:
         """Where the coordinator's receipt is kept once there is one."""
         return self.folder / RECEIPT_NAME
+
+    def proxies_preview(self) -> list[str]:
+        """What the owner is shown of the proxies that this names: nothing if it names none, their ids at the least."""
+        path, ids = self.folder / PROXIES_NAME, self.contribution.proxies
+        lines = path.read_text(encoding="utf-8").split("\n") if ids and path.exists() else []
+        return lines if set(ids) <= {line.partition(" ")[0] for line in lines} else list(ids)
 
     def verdict(self, home: OwnerHome) -> Receipt | None:
         """What the coordinator said last; None if it said nothing yet.

@@ -96,6 +96,9 @@ class ContributionConfig(Strict):
     """ask keeps each contribution until `motet contribute` says yes; automatic sends it when it is ready."""
     transport: Literal["data-plane", "flower", "file"] = "data-plane"
     """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`."""
+    proxies: bool = False
+    """Whether to name public documents like the own text for tuning the router, as many as the charter asks for;
+    docs/routing.md says what they reveal."""
 
 
 class CodecConfig(Strict):

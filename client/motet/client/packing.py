@@ -17,9 +17,10 @@ from typing import Literal
 from pydantic import Field
 
 from motet.client.encoding import Encoded, Tell, encode_expert
-from motet.client.outbox import Packed, packed_contributions, read_packed
+from motet.client.outbox import PROXIES_NAME, Packed, packed_contributions, read_packed
 from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
+from motet.client.proxy_list import NamedProxies, name_proxies, wanted_proxies
 from motet.client.training import TrainedExpert
 from motet.client.versions import Versions
 from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, sync_directory, write_atomically
@@ -49,7 +50,8 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
         tell: told what comes next, before every evaluation; what it raises ends the packing, and nothing is kept.
 
     Raises:
-        ConfigurationError: the charter does not admit the codec's method.
+        ConfigurationError: the charter does not admit the codec's method, or what chooses proxies is not installed.
+        DataError: there is less public text than the charter asks proxies of.
         ExpertError, CodecError: the trained tensors do not fit the anchor, or are not finite.
         StorageError: the disk is full.
     """
@@ -61,12 +63,10 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
         home.outbox.mkdir(parents=True, exist_ok=True)
     _clear_unfinished(home.outbox)
     folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=home.outbox))
+    named = name_proxies(material, home)
     encoded = encode_expert(trained, material, home, folder, tell=tell)
-    manifest = _manifest(trained, material, home, encoded)
-    signed = seal(manifest, home.key)
-    write_atomically(folder / MANIFEST_NAME, signed.canonical())
-    write_atomically(folder / PACKING_NAME, _PackingRecord(key=key).canonical())
-    folder.chmod(0o755)
+    manifest = _manifest(trained, material, home, encoded, named)
+    _write_papers(folder, manifest, home, key, named)
     target = home.contribution(manifest.digest)
     _keep_version(trained, material, home, encoded, manifest)
     folder.rename(target)
@@ -74,11 +74,21 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
     return read_packed(target, owner=home.key.public)
 
 
+def _write_papers(folder: Path, manifest: Contribution, home: OwnerHome, key: str, named: NamedProxies | None) -> None:
+    """What lies beside the update: the signed manifest, which leaves with it, and for the owner alone the rest."""
+    write_atomically(folder / MANIFEST_NAME, seal(manifest, home.key).canonical())
+    write_atomically(folder / PACKING_NAME, _PackingRecord(key=key).canonical())
+    if named is not None:
+        write_atomically(folder / PROXIES_NAME, "\n".join(named.preview).encode())
+    folder.chmod(0o755)
+
+
 def packing_key(trained: TrainedExpert, home: OwnerHome) -> str:
     """Names the trained expert and how it is encoded: packed again, the same is not another version."""
     settings = home.config.codec.settings(home.charter.codec).model_dump(mode="json")
     tuning = {"tune": home.config.codec.tune, "successive": home.config.codec.successive}
-    return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning})
+    named = {"proxies": True} if wanted_proxies(home) else {}
+    return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning} | named)
 
 
 def _is_the_same(packed: Packed, key: str, material: Material, home: OwnerHome) -> bool:
@@ -111,7 +121,9 @@ def _keep_version(
         versions.forget(manifest.version)
 
 
-def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded) -> Contribution:
+def _manifest(
+    trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded, named: NamedProxies | None
+) -> Contribution:
     versions = [packed.contribution.version for packed in packed_contributions(home)]
     return Contribution(
         charter=material.charter,
@@ -125,6 +137,7 @@ def _manifest(trained: TrainedExpert, material: Material, home: OwnerHome, encod
         terms=home.config.terms,
         training=trained.record,
         codec=encoded.record,
+        proxies=() if named is None else named.ids,
         bits_per_byte=encoded.bits_per_byte,
     )
 

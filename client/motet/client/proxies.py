@@ -17,8 +17,8 @@ from typing import Any
 
 from motet.client.near_duplicates import apart
 from motet.client.sampling import sample
-from motet.protocols.canonical import bytes_digest
 from motet.protocols.errors import ConfigurationError, DataError
+from motet.protocols.split import document_id
 
 CONSIDERED_DOCUMENTS = 20_000
 """Documents of either text that the classifier sees, at most."""
@@ -93,9 +93,15 @@ def choose_proxies(own: Sequence[str], public: Sequence[str], *, count: int, see
     return Proxies(chosen=tuple(chosen), considered=len(others))
 
 
-def document_id(text: str) -> str:
-    """The id of a public document: the digest of its text in UTF-8, exactly as it stands in the file."""
-    return bytes_digest(text.encode())
+def require_classifier() -> None:
+    """Raise ConfigurationError when scikit-learn, which judges the documents, is not installed."""
+    try:
+        import sklearn  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            "saw no scikit-learn, wanted it to choose proxies; pip install 'motet[proxies]', or set proxies = false "
+            "under [contribution] in owner.toml"
+        ) from error
 
 
 def _cross_fitted(own: Sequence[str], public: Sequence[str]) -> list[float]:
@@ -117,12 +123,9 @@ def _cross_fitted(own: Sequence[str], public: Sequence[str]) -> list[float]:
 
 def _vectorised(texts: Sequence[str]) -> Any:  # noqa: ANN401 - scikit-learn is untyped
     """Words and pairs of words counted, hashed and scaled to length 1, without a vocabulary: (texts, FEATURES)."""
-    try:
-        from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ConfigurationError(
-            "saw no scikit-learn, wanted it to choose proxies; pip install 'motet[proxies]'"
-        ) from error
+    require_classifier()
+    from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped]
+
     words = r"\w+"
     return HashingVectorizer(token_pattern=words, ngram_range=(1, 2), n_features=FEATURES).transform(texts)
 

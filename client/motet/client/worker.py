@@ -26,6 +26,7 @@ from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
 from motet.client.packing import pack
 from motet.client.preparation import Material, fetch_anchor, prepare
+from motet.client.proxy_list import require_ready
 from motet.client.spool import Job, Spool
 from motet.client.training import Progress, TrainedExpert, train
 from motet.client.versions import forget_start
@@ -87,6 +88,7 @@ def make_contribution(
         ExpertError, CodecError, TransferError, StorageError: what came of it, or getting the anchor.
     """
     home.config.codec.settings(home.charter.codec)  # before hours of training, not after
+    require_ready(home)
     material, trained = _trained(home, report, should_stop)
     if trained is None:
         return None

@@ -4,11 +4,11 @@ Reading the file is `motet.coordinator.inspection`'s business, in a child proces
 a word for the ledger and a sentence for the owner. Names, shapes and dtypes come from the coordinator's own anchor
 manifest, never from a message or from the file.
 
-    contribution = examine_manifest(signed, standing, charter)                    # before the bytes travel
+    contribution = examine_manifest(signed, standing, charter, public=ids)        # before the bytes travel
     examine_update(contribution, findings, update_specs(manifest), charter)       # when they are there
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
@@ -56,13 +56,21 @@ class Findings(Strict):
     """False when the problem is a value that is NaN or infinite."""
 
 
-def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Contribution:
+def examine_manifest(
+    signed: Signed, standing: Standing, charter: Charter, *, public: Collection[str] = frozenset()
+) -> Contribution:
     """What can be judged before the update arrives.
+
+    Args:
+        signed: the manifest, as it came.
+        standing: what the ledger adds up to.
+        charter: the rules.
+        public: ids of the public documents to train on, which a manifest may name as proxies.
 
     Raises:
         AdmissionRefused: with the reason "bad-signature", "bad-document", "unknown-owner", "wrong-charter",
             "wrong-anchor", "wrong-name", "withdrawn", "replayed", "wrong-base", "wrong-kind", "wrong-licence",
-            "wrong-method" or "too-large".
+            "wrong-method", "too-large", "too-many-proxies", "unsorted-proxies" or "unknown-proxy".
     """
     contribution = _open(signed)
     owner = standing.owners.get(contribution.owner)
@@ -76,6 +84,7 @@ def examine_manifest(signed: Signed, standing: Standing, charter: Charter) -> Co
     _check_age(contribution, standing)
     _check_base(contribution, standing)
     _check_rules(contribution, charter)
+    _check_proxies(contribution, charter, public)
     return contribution
 
 
@@ -160,6 +169,22 @@ def _check_rules(contribution: Contribution, charter: Charter) -> None:
     if contribution.update_bytes > rules.max_update_bytes:
         raise _refusal(
             "too-large", f"saw an update of {contribution.update_bytes} bytes, wanted at most {rules.max_update_bytes}"
+        )
+
+
+def _check_proxies(contribution: Contribution, charter: Charter, public: Collection[str]) -> None:
+    """No more than the charter says, sorted, so that their order tells nothing, and none that anything is scored on."""
+    named, limit = contribution.proxies, charter.routing.proxies
+    if len(named) > limit:
+        wanted = "set proxies = false under [contribution] in owner.toml" if limit == 0 else "choose them again"
+        raise _refusal("too-many-proxies", f"saw {len(named)} proxies, wanted at most {limit}; {wanted}")
+    if list(named) != sorted(set(named)):
+        raise _refusal("unsorted-proxies", "saw proxies repeated or out of order, wanted each once and sorted")
+    if unknown := next((each for each in named if each not in public), None):
+        raise _refusal(
+            "unknown-proxy",
+            f"saw the proxy {unknown}, wanted a document of the charter's public text that is not held out; fetch that "
+            "text again and choose from it",
         )
 
 

@@ -15,13 +15,15 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from motet.coordinator.admission import examine_manifest, examine_update
-from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.inspection import inspect
 from motet.coordinator.ledger_store import Draft
+from motet.coordinator.public_text import PublicText
 from motet.coordinator.store import ExpertStore
 from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import MANIFEST_FILE, read_composite_manifest
@@ -73,7 +75,7 @@ class Intake:
         """
         standing = self._home.ledger.standing()
         try:
-            contribution = examine_manifest(signed, standing, self._home.charter)
+            contribution = self._examine(signed, standing)
         except AdmissionRefused as refusal:
             if refusal.reason != "unknown-owner":
                 self._refuse(signed, refusal, received_bytes=0)
@@ -97,7 +99,7 @@ class Intake:
             StorageError: the disk is full; nothing was recorded, and the same call may be made again.
         """
         try:
-            contribution = examine_manifest(signed, self._home.ledger.standing(), self._home.charter)
+            contribution = self._examine(signed, self._home.ledger.standing())
             earlier = self._earlier_receipt(contribution.digest)
             return earlier or self._admit(signed, contribution, update, received_bytes)
         except AdmissionRefused as refusal:
@@ -142,6 +144,16 @@ class Intake:
         """Where an admitted contribution's expert lies."""
         return self._store.file_of(contribution)
 
+    def _examine(self, signed: Signed, standing: Standing) -> Contribution:
+        return examine_manifest(signed, standing, self._home.charter, public=self._proxy_ids)
+
+    @cached_property
+    def _proxy_ids(self) -> frozenset[str]:
+        """What a contribution may name; the public text is not read where the charter asks for no proxies."""
+        if self._home.charter.routing.proxies == 0:
+            return frozenset()
+        return PublicText(self._home.anchor_directory / PUBLIC_TEXT_FILE).train_ids()
+
     def _tidy(self) -> None:
         """Remove what a killed process left."""
         if orphans := self._store.clear(self._home.ledger.standing().active):
@@ -164,7 +176,7 @@ class Intake:
         self, signed: Signed, contribution: Contribution, standing: Standing, received_bytes: int
     ) -> Draft | LedgerEntry:
         """Under the ledger's lock the manifest is judged once more: much may have happened in the meantime."""
-        examine_manifest(signed, standing, self._home.charter)
+        self._examine(signed, standing)
         if entry := self._home.ledger.find("admitted", contribution.digest):
             return entry
         return Draft(

@@ -77,6 +77,11 @@ class RoutingRules(Strict):
                 f"kind, embedder: saw kind '{self.kind}' with embedder {self.embedder}, wanted an embedder's digest "
                 "exactly if the kind is 'embedding'"
             )
+        if self.proxies and self.kind == "filter":
+            raise ValueError(
+                f"kind, proxies: saw kind 'filter' with {self.proxies} proxies, wanted 0: a filter's evidence is "
+                "counted and no router is tuned; take kind 'token'"
+            )
         return self
 
 

@@ -92,9 +92,16 @@ class Contribution(Document):
     terms: Terms
     training: TrainingRecord
     codec: CodecRecord
+    proxies: tuple[Digest, ...] = Field((), max_length=4096)
+    """Ids of public documents like the owner's own, sorted, for tuning the router; none if the owner declines."""
     bits_per_byte: dict[str, float] = Field(max_length=32)
     """What the owner measured on held-out text: "anchor", "expert" as the update defines it, and "trained" as it was
     before encoding."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The document as a JSON object; without proxies it is, byte for byte, what releases before them signed."""
+        whole = super().as_json()
+        return whole if self.proxies else {key: whole[key] for key in whole if key != "proxies"}
 
 
 class Withdrawal(Document):
