@@ -2,7 +2,8 @@
 
 Tensors are copied in chunks, one file per expert, ids in the order of contribution digests; nothing enters a file
 but what anchor, members and routing policy determine, so a composite made after an expert left equals one that never
-had it. The folder appears whole, with every file on disk, or not at all.
+had it. The folder appears whole, with every file on disk, or not at all. A tuned router is the exception: it is tagged
+with the members that it was tuned with, and goes into no other composite.
 
     members = [Member(name="medicine", contribution=digest, expert_file=store / "expert.safetensors")]
     composite = assemble(anchor, members, RoutingPolicy.of(charter.routing), home / "composite")
@@ -17,11 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from motet.coordinator.router_file import TunedRouter, write_router
 from motet.moe.anchor import Anchor
 from motet.moe.config import ANCHOR
-from motet.moe.token_router import TOKEN_ROUTER
 from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
 from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.composite_manifest import (
@@ -33,16 +32,10 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
-from motet.protocols.expert_files import (
-    ROUTER_TOKENS,
-    expert_specs,
-    require_specs,
-    router_bias_name,
-    router_weight_name,
-)
+from motet.protocols.expert_files import expert_specs, require_specs
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
-__all__ = ["Composite", "Member", "RoutingPolicy", "assemble", "verify_composite"]
+__all__ = ["Composite", "Member", "RoutingPolicy", "TunedRouter", "assemble", "verify_composite"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes copied so far and in total."""
@@ -89,13 +82,26 @@ class _Copy:
 
 
 def assemble(
-    anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy, out: Path, *, progress: Progress | None = None
+    anchor: Anchor,
+    members: Sequence[Member],
+    routing: RoutingPolicy,
+    out: Path,
+    *,
+    tuned: TunedRouter | None = None,
+    progress: Progress | None = None,
 ) -> Composite:
     """Assemble the composite of `members` in the new folder `out`; a folder that already is that composite is reused.
 
+    Args:
+        anchor, members: what it is made of.
+        routing: how it weighs them.
+        out: the folder.
+        tuned: the router instead of the members' own rows; None concatenates these.
+        progress: called with the bytes copied so far and in total.
+
     Raises:
-        AssemblyError: a name or contribution occurs twice, an expert does not fit the anchor, `out` holds something
-            else, or another process is assembling it.
+        AssemblyError: a name or contribution occurs twice, an expert does not fit the anchor, the router was tuned with
+            other members or does not fit them, `out` holds something else, or another process is assembling it.
         StorageError: the disk is full or not writable; nothing is left behind.
     """
     ordered = sorted(members, key=lambda member: member.contribution)
@@ -106,12 +112,18 @@ def assemble(
         CompositeMember(name=member.name, contribution=member.contribution, expert=file_digest(member.expert_file))
         for member in ordered
     )
+    if tuned is not None and (problem := tuned.tag.problem(described)):
+        raise AssemblyError(f"{problem}; tune again with the members of now")
     if out.exists():
-        return _reuse(out, anchor, described, routing)
+        return _reuse(out, anchor, described, routing, tuned)
     with _workspace(out) as folder:
-        _write_composite(folder, anchor, ordered, routing, progress or (lambda done, total: None))
+        _write_composite(folder, anchor, ordered, routing, tuned, progress or (lambda done, total: None))
         manifest = CompositeManifest(
-            anchor=anchor.digest, members=described, routing=routing, files=tuple(_described_files(folder))
+            anchor=anchor.digest,
+            members=described,
+            routing=routing,
+            files=tuple(_described_files(folder)),
+            tuning=None if tuned is None else tuned.tag,
         )
         write_atomically(folder / MANIFEST_FILE, manifest.canonical())
         folder.rename(out)
@@ -136,9 +148,17 @@ def _require_fitting(anchor: Anchor, member: Member) -> None:
         raise AssemblyError(f"expert {member.name} does not fit the anchor: {error}") from error
 
 
-def _reuse(out: Path, anchor: Anchor, members: tuple[CompositeMember, ...], routing: RoutingPolicy) -> Composite:
+def _reuse(
+    out: Path,
+    anchor: Anchor,
+    members: tuple[CompositeMember, ...],
+    routing: RoutingPolicy,
+    tuned: TunedRouter | None,
+) -> Composite:
     manifest = verify_composite(out)
-    if (manifest.anchor, manifest.members, manifest.routing) != (anchor.digest, members, routing):
+    tag = None if tuned is None else tuned.tag
+    saw = (manifest.anchor, manifest.members, manifest.routing, manifest.tuning)
+    if saw != (anchor.digest, members, routing, tag):
         raise AssemblyError(f"saw another composite, {manifest.digest}, in {out}; remove it or name another folder")
     return Composite(path=out, manifest=manifest)
 
@@ -167,7 +187,12 @@ def _workspace(out: Path) -> Iterator[Path]:
 
 
 def _write_composite(
-    folder: Path, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy, progress: Progress
+    folder: Path,
+    anchor: Anchor,
+    members: Sequence[Member],
+    routing: RoutingPolicy,
+    tuned: TunedRouter | None,
+    progress: Progress,
 ) -> None:
     copies = _plan(anchor, members)
     total = sum(copy.target.nbytes for file in copies.values() for copy in file)
@@ -179,7 +204,8 @@ def _write_composite(
             done += copied
             progress(done, total)
         weight_map |= {copy.target.name: name for copy in file}
-    router = _write_router(folder / ROUTER_FILE, anchor, members, routing)
+    files = [member.expert_file for member in members]
+    router = write_router(folder / ROUTER_FILE, anchor, files, routing, tuned)
     total += sum(spec.nbytes for spec in router)
     weight_map |= {spec.name: ROUTER_FILE for spec in router}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -219,35 +245,6 @@ def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
             with TensorReader(copy.source) as reader:
                 writer.write(copy.target.name, reader.chunks(copy.name))
             yield copy.target.nbytes
-
-
-def _write_router(path: Path, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> list[TensorSpec]:
-    """Concatenates the rows, the anchor's zero row first, with the log priors in the bias; and a filter's evidence."""
-    size, layers, experts = anchor.manifest.hidden_size, range(anchor.manifest.layers), len(members) + 1
-    specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
-    specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
-    tokens = TensorSpec(name=TOKEN_ROUTER, dtype="F32", shape=(experts, anchor.manifest.vocabulary_size))
-    specs += [tokens] if routing.evidence is not None else []
-    with TensorWriter(path, specs) as writer:
-        for layer in layers:
-            weight, bias = torch.zeros(experts, size), torch.full((experts,), routing.log_prior_anchor)
-            for expert, member in enumerate(members, start=1):
-                with TensorReader(member.expert_file) as reader:
-                    weight[expert] = reader.tensor(router_weight_name(layer))
-                    bias[expert] = reader.tensor(router_bias_name(layer))[0] + routing.log_prior_expert
-            writer.write_tensor(router_weight_name(layer), weight)
-            writer.write_tensor(router_bias_name(layer), bias)
-        if tokens in specs:
-            writer.write(TOKEN_ROUTER, _evidence(members, anchor.manifest.vocabulary_size))
-    return specs
-
-
-def _evidence(members: Sequence[Member], vocabulary_size: int) -> Iterator[memoryview]:
-    """What every token says of every expert, float32, the anchor's zeros first."""
-    yield memoryview(bytes(4 * vocabulary_size))
-    for member in members:
-        with TensorReader(member.expert_file) as reader:
-            yield reader.tensor(ROUTER_TOKENS).float().numpy().data
 
 
 def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> dict[str, object]:

@@ -21,6 +21,13 @@ class Part(StrEnum):
     RUN = "run"
 
 
+class Routing(StrEnum):
+    """What a composite's weights follow, as far as it needs no further setting."""
+
+    FILTER = "filter"
+    TOKEN = "token"  # noqa: S105 - a kind of routing
+
+
 def register(app: typer.Typer) -> None:
     """Add this room's sub-commands to the command line."""
     for command in (init, coordinate, admit, assemble, ablate, report):
@@ -36,6 +43,8 @@ def init(
     flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
     host: Annotated[list[str] | None, typer.Option(help="A further name for the TLS certificate.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; all of them if not given.")] = None,
+    routing: Annotated[Routing, typer.Option(help="Weigh experts by all tokens so far, or by each.")] = Routing.FILTER,
+    proxies: Annotated[int, typer.Option(min=0, help="Public documents each owner may name for router tuning.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's home: keys, private CA, signed charter, ledger."""
@@ -48,13 +57,17 @@ def init(
         addresses = Addresses(data_plane=data_plane, flower=flower)
     except ValidationError as error:
         raise ConfigurationError(f"{first_problem(error)}; wanted host:port, such as motet.example.org:9443") from error
+    try:
+        rules = RoutingRules(kind=routing.value, proxies=proxies, top_k=top_k)
+    except ValidationError as error:
+        raise ConfigurationError(f"{first_problem(error)}; change --routing or --proxies") from error
     charter = make_home(
         directory,
         name=name,
         anchor_directory=anchor,
         public_text=public_text,
         addresses=addresses,
-        routing=RoutingRules(top_k=top_k),
+        routing=rules,
         hosts=tuple(host or ()),
     )
     signed = directory / "charter.signed.json"
@@ -143,6 +156,10 @@ def assemble(
     drop_bias: Annotated[
         bool, typer.Option(help="Drop the router's bias from the stock export; says the cost.")
     ] = False,
+    tune: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Then tune the router on the members' proxies; says what changed."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be assembled, and how large it is.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -152,11 +169,17 @@ def assemble(
 
     with Federation.open(directory) as federation:
         if dry_run:
-            plan = composites.plan(federation, tuple(without or ()))
+            plan = composites.plan(federation, tuple(without or ()), tune=tune)
             show(plan.as_json(), as_json=as_json, lines=plan.lines())
             return
         made = composites.make(
-            federation, tuple(without or ()), stock=stock, drop_bias=drop_bias, progress=progress_line("assembling")
+            federation,
+            tuple(without or ()),
+            stock=stock,
+            drop_bias=drop_bias,
+            tune=tune,
+            progress=progress_line("assembling"),
+            on_step=progress_line("tuning", "steps"),
         )
     show(made.as_json(), as_json=as_json, lines=made.lines())
 

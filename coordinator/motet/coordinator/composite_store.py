@@ -14,7 +14,7 @@ Importing it imports no torch; assembling does.
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from motet.protocols.canonical import digest_of, hex_of, storage_errors, sync_di
 from motet.protocols.composite_manifest import (
     CompositeManifest,
     RoutingPolicy,
+    Tuning,
     read_composite_manifest,
     verify_composite,
 )
@@ -34,7 +35,7 @@ from motet.protocols.ledger import LedgerEntry, Standing
 from motet.protocols.locks import locked
 
 if TYPE_CHECKING:
-    from motet.coordinator.assembly import Composite, Member
+    from motet.coordinator.assembly import Composite, Member, TunedRouter
 
 Progress = Callable[[int, int], None]
 
@@ -78,7 +79,9 @@ class CompositeStore:
             )
         return {digest: each for digest, each in active.items() if each.name not in without}
 
-    def assemble(self, without: Sequence[str] = (), *, progress: Progress | None = None) -> "Composite":
+    def assemble(
+        self, without: Sequence[str] = (), *, tuned: "TunedRouter | None" = None, progress: Progress | None = None
+    ) -> "Composite":
         """As `motet.coordinator.federation.Federation.assemble`; begins again when a member leaves meanwhile."""
         with storage_errors(self._home.composites_directory):
             self._home.composites_directory.mkdir(exist_ok=True)
@@ -86,21 +89,22 @@ class CompositeStore:
             while True:
                 chosen = self.chosen(without)
                 try:
-                    return self._assemble(chosen, progress)
+                    return self._assemble(chosen, tuned, progress)
                 except (AssemblyError, TensorFileError, FileNotFoundError):
                     if chosen.keys() <= self._home.ledger.standing().active.keys():
                         raise
                     _log.warning("a member left while the composite was being assembled; beginning again without it")
 
-    def _assemble(self, chosen: dict[str, Contribution], progress: Progress | None) -> "Composite":
-        from motet.coordinator.assembly import Member
+    def tuned(self, chosen: Mapping[str, Contribution], tag: Tuning) -> "Composite | None":
+        """The composite of these members whose router was tuned so, if it is here and whole."""
+        return self._existing(self._members(chosen), RoutingPolicy.of(self._home.charter.routing), tag)
 
-        members = [
-            Member(name=contribution.name, contribution=digest, expert_file=self._experts.file_of(digest))
-            for digest, contribution in chosen.items()
-        ]
-        routing = RoutingPolicy.of(self._home.charter.routing)
-        composite = self._existing(members, routing) or self._new(members, routing, progress)
+    def _assemble(
+        self, chosen: dict[str, Contribution], tuned: "TunedRouter | None", progress: Progress | None
+    ) -> "Composite":
+        members, routing = self._members(chosen), RoutingPolicy.of(self._home.charter.routing)
+        tag = None if tuned is None else tuned.tag
+        composite = self._existing(members, routing, tag) or self._new(members, routing, tuned, progress)
         try:
             self._home.ledger.append(lambda standing: self._record(composite.manifest, standing))
         except AssemblyError:
@@ -108,14 +112,23 @@ class CompositeStore:
             raise
         return composite
 
-    def _existing(self, members: Sequence["Member"], routing: RoutingPolicy) -> "Composite | None":
-        """The composite of these members if it is here and whole."""
+    def _members(self, chosen: Mapping[str, Contribution]) -> list["Member"]:
+        from motet.coordinator.assembly import Member
+
+        return [
+            Member(name=contribution.name, contribution=digest, expert_file=self._experts.file_of(digest))
+            for digest, contribution in chosen.items()
+        ]
+
+    def _existing(self, members: Sequence["Member"], routing: RoutingPolicy, tag: Tuning | None) -> "Composite | None":
+        """The composite of these members, tuned so or not at all, if it is here and whole."""
         from motet.coordinator.assembly import Composite
 
-        wanted = [(member.name, member.contribution) for member in members]
+        names = [(member.name, member.contribution) for member in members]
+        wanted = (names, routing, self._home.charter.anchor.digest, tag)
         for digest, manifest in self.manifests().items():
             has = [(member.name, member.contribution) for member in manifest.members]
-            if (has, manifest.routing, manifest.anchor) == (wanted, routing, self._home.charter.anchor.digest):
+            if (has, manifest.routing, manifest.anchor, manifest.tuning) == wanted:
                 folder = self.folder_of(digest)
                 try:
                     return Composite(path=folder, manifest=verify_composite(folder))
@@ -125,12 +138,19 @@ class CompositeStore:
                     _log.warning("%s; it is assembled anew, and %s can be removed", error, aside)
         return None
 
-    def _new(self, members: Sequence["Member"], routing: RoutingPolicy, progress: Progress | None) -> "Composite":
+    def _new(
+        self,
+        members: Sequence["Member"],
+        routing: RoutingPolicy,
+        tuned: "TunedRouter | None",
+        progress: Progress | None,
+    ) -> "Composite":
         from motet.coordinator.assembly import Composite, assemble
 
-        name = hex_of(digest_of([member.contribution for member in members]))
+        tag = [] if tuned is None else [tuned.tag.model_dump(mode="json")]
+        name = hex_of(digest_of([*(member.contribution for member in members), *tag]))
         building = self._home.composites_directory / f"set-{name}"
-        made = assemble(self._home.anchor, members, routing, building, progress=progress)
+        made = assemble(self._home.anchor, members, routing, building, tuned=tuned, progress=progress)
         place = self.folder_of(made.digest)
         with storage_errors(place):
             if place.exists():  # without a readable manifest, or it would have been found
@@ -146,4 +166,5 @@ class CompositeStore:
             raise AssemblyError(f"{gone[0]} was withdrawn while its composite was assembled; assemble again without it")
         if entry := self._home.ledger.find("composite", manifest.digest):
             return entry
-        return Draft(kind="composite", subject=manifest.digest, body={"members": members})
+        tuning = {} if manifest.tuning is None else {"tuning": manifest.tuning.model_dump(mode="json")}
+        return Draft(kind="composite", subject=manifest.digest, body={"members": members} | tuning)

@@ -3,6 +3,7 @@
 made = make(federation, without=("news",), stock=True, drop_bias=True)
 made.summary.path, made.summary.stock_path, made.summary.digest
 made.bias.cost              # what dropping the router's bias costs on public text, in bits per byte
+make(federation, tune=200).tuned.bits_per_byte["public"].after
 """
 
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motet.coordinator.federation import Federation
+from motet.coordinator.tuned_composites import Tuned, TuningPlan, plan_tuning, tuned_composite
 from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.report import CompositeSummary
@@ -24,15 +26,19 @@ class Plan:
     """Name -> contribution digest, in the order of the expert ids."""
     free_bytes: int
     needed_bytes: int
-    """About what the native form takes."""
+    """About what the native form takes; twice if it is tuned, since the untuned one stays."""
+    tuning: TuningPlan | None = None
+    """What the router would be tuned on; None if it is not tuned."""
 
     def as_json(self) -> dict[str, object]:
-        """The plan as a JSON object."""
-        return {"members": self.members, "needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes}
+        """The plan as a JSON object; `tuning` is there if the router would be tuned."""
+        tuning = {} if self.tuning is None else {"tuning": self.tuning.as_json()}
+        return {"members": self.members, "needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes} | tuning
 
     def lines(self) -> list[str]:
         """The plan for people."""
         listed = [f"{number:3d}  {name}  {digest}" for number, (name, digest) in enumerate(self.members.items(), 1)]
+        listed += [] if self.tuning is None else self.tuning.lines()
         return [*listed, f"about {self.needed_bytes:,} bytes, of {self.free_bytes:,} free; nothing was written"]
 
 
@@ -67,30 +73,39 @@ class Made:
     summary: CompositeSummary
     bias: DroppedBias | None = None
     """What dropping the router's bias from the export costs; None if it was not dropped."""
+    tuned: Tuned | None = None
+    """How the router was tuned; None if it is the members' own rows."""
 
     def as_json(self) -> dict[str, object]:
-        """The composite as a JSON object; `dropped_bias` is there if the bias was dropped."""
+        """The composite as a JSON object; `dropped_bias` and `tuning` are there if that was done."""
         dropped = {} if self.bias is None else {"dropped_bias": self.bias.as_json()}
-        return self.summary.model_dump(mode="json") | dropped
+        tuning = {} if self.tuned is None else {"tuning": self.tuned.as_json()}
+        return self.summary.model_dump(mode="json") | dropped | tuning
 
     def lines(self) -> list[str]:
         """The composite for people."""
         summary = self.summary
         stock = [f"stock      {summary.stock_path}"] if summary.stock_path else []
         stock += [self.bias.line()] if self.bias else []
+        stock += self.tuned.lines() if self.tuned else []
         members = ", ".join(summary.members) or "none: the anchor alone"
         return [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}", *stock]
 
 
-def plan(federation: Federation, without: Sequence[str]) -> Plan:
-    """What `make` would assemble; raises ExpertSetError when a name in `without` is nobody's."""
+def plan(federation: Federation, without: Sequence[str], *, tune: int | None = None) -> Plan:
+    """What `make` would assemble; raises ExpertSetError when a name in `without` is nobody's.
+
+    With `tune`, of so many steps, raises as `plan_tuning` does.
+    """
     chosen = federation.chosen(without)
     anchor = federation.home.anchor_manifest
     expert = sum(spec.nbytes for spec in anchor.ffn())
+    native = sum(tensor.spec.nbytes for tensor in anchor.tensors) + len(chosen) * expert
     return Plan(
         members={each.name: digest for digest, each in chosen.items()},
         free_bytes=shutil.disk_usage(federation.home.path).free,
-        needed_bytes=sum(tensor.spec.nbytes for tensor in anchor.tensors) + len(chosen) * expert,
+        needed_bytes=native if tune is None else 2 * native,
+        tuning=None if tune is None else plan_tuning(federation, without, steps=tune),
     )
 
 
@@ -100,7 +115,9 @@ def make(
     *,
     stock: bool = True,
     drop_bias: bool = False,
+    tune: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
     """Assemble, and export for plain transformers; what is there already is not made again.
 
@@ -109,15 +126,22 @@ def make(
         without: names of experts to leave out.
         stock: whether to export as well.
         drop_bias: leave the router's biases out of the export instead of folding them in, and score what that costs.
+        tune: steps of tuning the router on the members' proxies; None leaves it as their own rows make it.
         progress: called with the bytes copied so far and in total.
+        on_step: called with the steps of tuning done and in total.
 
     Raises:
         ExpertSetError, AssemblyError, ExportError, StorageError: as the two steps raise them.
+        ConfigurationError, TrainingError: as `tuned_composite`.
     """
-    composite = federation.assemble(without, progress=progress)
+    tuned: Tuned | None = None
+    if tune is None:
+        composite = federation.assemble(without, progress=progress)
+    else:
+        composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
     exported = _export(federation, composite.path, composite.digest, drop_bias) if stock else None
     bias = _bias_cost(federation, composite.path, exported) if exported is not None and drop_bias else None
-    return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias)
+    return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias, tuned=tuned)
 
 
 def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:

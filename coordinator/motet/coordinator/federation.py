@@ -10,8 +10,7 @@ Everything lies on disk under owner keys and digests, so that whoever opens the 
 calls that compute import torch when they are made.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -20,8 +19,9 @@ from motet.coordinator.composite_store import CompositeStore
 from motet.coordinator.evaluations import PublicScores, require_fitting
 from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.intake import Intake
+from motet.coordinator.public_text import PublicText
 from motet.protocols.canonical import hex_of, write_atomically
-from motet.protocols.composite_manifest import CompositeManifest
+from motet.protocols.composite_manifest import CompositeManifest, Tuning
 from motet.protocols.container import UPDATE_NAME, read_container, read_manifest
 from motet.protocols.contribution import Contribution, EvaluationReport, JoinRequest, Score, Withdrawal
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
@@ -31,10 +31,9 @@ from motet.protocols.ledger import Standing
 from motet.protocols.receipts import Receipt
 from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, purpose_of
-from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 
 if TYPE_CHECKING:
-    from motet.coordinator.assembly import Composite
+    from motet.coordinator.assembly import Composite, TunedRouter
 
 SEQUENCE_LENGTH = 256
 """Tokens per window when public text is scored, unless the anchor has fewer positions."""
@@ -121,19 +120,28 @@ class Federation:
         )
 
     def assemble(
-        self, without: Sequence[str] = (), *, progress: Callable[[int, int], None] | None = None
+        self,
+        without: Sequence[str] = (),
+        *,
+        tuned: "TunedRouter | None" = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> "Composite":
         """The composite of all active members but those named; the same members give the same folder again.
 
         Args:
             without: owners' names.
+            tuned: a router tuned with these members, in place of their own rows.
             progress: called with the bytes copied so far and in total.
 
         Raises:
             ExpertSetError: a name in `without` is nobody's.
             AssemblyError, StorageError: as `motet.coordinator.assembly.assemble`.
         """
-        return self._composites.assemble(without, progress=progress)
+        return self._composites.assemble(without, tuned=tuned, progress=progress)
+
+    def tuned(self, chosen: Mapping[str, Contribution], tag: Tuning) -> "Composite | None":
+        """The composite of these members whose router was tuned so, if it was assembled before and is whole."""
+        return self._composites.tuned(chosen, tag)
 
     def composites(self) -> dict[str, CompositeManifest]:
         """Digest -> manifest of every composite that was assembled and is still there."""
@@ -214,9 +222,12 @@ class Federation:
 
     def public_held_out(self) -> list[str]:
         """The documents of the public text that nobody trains on."""
-        lines = (self.home.anchor_directory / PUBLIC_TEXT_FILE).read_text(encoding="utf-8").split("\n")
-        texts = [json.loads(line)["text"] for line in lines if line.strip()]
-        return [text for text in texts if text.strip() and is_held_out(text, PUBLIC_SHARE, PUBLIC_SEED)]
+        return self.public_text.held_out()
+
+    @property
+    def public_text(self) -> PublicText:
+        """The public text that the charter pins."""
+        return PublicText(self.home.anchor_directory / PUBLIC_TEXT_FILE)
 
     def close(self) -> None:
         """Let go of the home."""

@@ -7,12 +7,13 @@ depends on who assembled it, when, or where.
     manifest.digest, [member.name for member in manifest.members]
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from motet.protocols.canonical import Digest, file_digest
+from motet.protocols.canonical import Digest, digest_of, file_digest
 from motet.protocols.charter import RoutingRules
 from motet.protocols.documents import Document, Name, Strict
 from motet.protocols.errors import AssemblyError, DocumentError
@@ -50,6 +51,33 @@ class CompositeMember(Strict):
     expert: Digest
 
 
+class Tuning(Strict):
+    """How a router was fitted jointly, and with whom: it holds for these members and no others."""
+
+    membership: Digest
+    """`membership_of` the contributions that it was tuned with."""
+    steps: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    documents: dict[Name, NonNegativeInt]
+    """By member, how many public documents stood for its text; 0 for one that named none."""
+
+    def problem(self, members: Iterable[CompositeMember]) -> str | None:
+        """Why this is no tuning of a composite of `members`; None if it is one."""
+        named = {member.name: member.contribution for member in members}
+        if self.membership != membership_of(named.values()):
+            return f"saw a router tuned with the membership {self.membership}, wanted {membership_of(named.values())}"
+        if self.documents.keys() != named.keys():
+            return f"saw documents of {sorted(self.documents)}, wanted each member's, {sorted(named)}"
+        if not any(self.documents.values()):
+            return "saw no document that stands for a member's text, wanted some"
+        return None
+
+
+def membership_of(contributions: Iterable[str]) -> str:
+    """Names a set of members: the digest over their contributions' digests, sorted."""
+    return digest_of({"schema": "motet.membership/1", "contributions": sorted(contributions)})
+
+
 class CompositeFile(Strict):
     """One file of the composite's folder."""
 
@@ -69,6 +97,13 @@ class CompositeManifest(Document):
     routing: RoutingPolicy
     files: tuple[CompositeFile, ...]
     """Every file but composite.json, sorted by name."""
+    tuning: Tuning | None = None
+    """How the router was tuned; None where it is what the members' own rows make."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The document as a JSON object; without tuning it is, byte for byte, what releases before it wrote."""
+        whole = super().as_json()
+        return whole if self.tuning is not None else {key: whole[key] for key in whole if key != "tuning"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -80,6 +115,10 @@ class CompositeManifest(Document):
         names = [file.name for file in self.files]
         if names != sorted(set(names)) or MANIFEST_FILE in names:
             raise ValueError(f"files: saw names repeated, out of order or {MANIFEST_FILE}, wanted each other file once")
+        if self.tuning is not None and (problem := self.tuning.problem(self.members)):
+            raise ValueError(f"tuning: {problem}; tune again with these members")
+        if self.tuning is not None and self.routing.kind == "filter":
+            raise ValueError("tuning: saw a tuned filter, wanted none: its evidence is counted, not fitted")
         return self
 
 
