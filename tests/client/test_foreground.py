@@ -63,7 +63,7 @@ def test_an_interrupt_keeps_a_checkpoint_and_gives_everything_back(make_home) ->
 
     def interrupt() -> None:
         deadline = time.monotonic() + 60
-        while not (home.work / "statistics").exists() and time.monotonic() < deadline:
+        while not (home.work / "rows").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.5)  # some steps
         os.kill(os.getpid(), signal.SIGINT)

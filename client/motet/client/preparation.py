@@ -1,7 +1,7 @@
 """What an expert is trained from: the pinned anchor, both texts, and the routing rows of the owner's text.
 
-Everything is checked against the charter before hours are spent on it. Statistics of the owner's text, where the
-charter's rows need them, are measured once and kept in the home; like the text, they never leave it. The rows do.
+Everything is checked against the charter before hours are spent on it. The rows are made once and kept in the home, as
+are the statistics of the owner's text where the rows need them; these, like the text, never leave it. The rows do.
 
     material = prepare(OwnerHome.load(Path("owner")))
     material.rows, material.corpus.held_out
@@ -17,7 +17,7 @@ from torch import Tensor
 from motet.client.data import Corpus, load_corpus, load_public
 from motet.client.devices import device_of
 from motet.client.owner import OwnerHome, require_licence
-from motet.client.rows import make_rows
+from motet.client.rows import load_rows, make_rows, save_rows
 from motet.client.versions import Version, Versions
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.routing import RoutingRows
@@ -122,13 +122,19 @@ def prepare(home: OwnerHome) -> Material:
 
 
 def _rows(home: OwnerHome, anchor: Anchor, corpus: Corpus, public: Corpus) -> RoutingRows:
-    """The owner's rows under the charter."""
+    """The owner's rows under the charter, which with both texts determines them: once made, they stay the same bits."""
     rules, device = home.charter.routing, device_of(home.config.training)
     statistics = _public_statistics(anchor, home)
+    key = digest_of({"charter": home.charter.digest, "own": corpus.digest, "public": public.digest})
+    path = home.work / "rows" / f"{hex_of(key)}.safetensors"
+    if path.exists():
+        return load_rows(path)
+    both: tuple[Statistics, Statistics] | None = None
     if rules.rows == "lda" and rules.kind != "embedding":
-        own = _own_statistics(anchor, corpus, home.work / "statistics", device)
-        return make_rows(rules, anchor, corpus, public, statistics=(own, statistics), device=device)
-    return make_rows(rules, anchor, corpus, public, device=device)
+        both = _own_statistics(anchor, corpus, home.work / "statistics", device), statistics
+    rows = make_rows(rules, anchor, corpus, public, statistics=both, device=device)
+    save_rows(path, rows)
+    return rows
 
 
 def load_texts(home: OwnerHome) -> tuple[Corpus, Corpus]:

@@ -2,14 +2,19 @@
 
 Made of the owner's text, the public text and the anchor alone, so that no other owner's coming or going changes them.
 
-    rows = make_rows(home, anchor, corpus, public)
+    rows = make_rows(charter.routing, anchor, corpus, public)
+    save_rows(path, rows)
+    load_rows(path)
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from motet.client.data import Corpus
 from motet.moe.anchor import Anchor
@@ -17,7 +22,9 @@ from motet.moe.logistic import logistic_rows
 from motet.moe.routing import RoutingRows, lda_rows
 from motet.moe.statistics import Statistics
 from motet.moe.token_evidence import TokenCounts, token_evidence
+from motet.protocols.canonical import write_atomically
 from motet.protocols.charter import RoutingRules
+from motet.protocols.errors import ExpertError, StatisticsError
 
 _log = logging.getLogger(__name__)
 
@@ -42,13 +49,13 @@ def make_rows(
         device: what the anchor runs on.
 
     Raises:
-        StatisticsError: a text has nothing to count.
+        StatisticsError: a text has nothing to count, or there are no statistics to make rows in closed form of.
         ConfigurationError: the embedder that the charter names is not installed.
     """
     if rules.kind == "embedding":
         return _embedding_rows(rules, anchor, own.train, public.train)
-    if rules.rows == "lda" and statistics is not None:
-        rows = lda_rows(*statistics)
+    if rules.rows == "lda":
+        rows = lda_rows(*_given(statistics))
     else:
         _log.info("fitting the routing rows")
         rows = logistic_rows(anchor, own.train, public.train, device=device)
@@ -57,6 +64,29 @@ def make_rows(
     tokenizer = anchor.tokenizer()
     counts = [TokenCounts.of(tokenizer, corpus.train) for corpus in (own, public)]
     return replace(rows, tokens=token_evidence(counts[0], counts[1], anchor.manifest.vocabulary_size))
+
+
+def save_rows(path: Path, rows: RoutingRows) -> None:
+    """Keep rows in a file, whole or not at all. Raises StorageError when the disk is full."""
+    tensors = {"weight": rows.weight, "bias": rows.bias} | ({} if rows.tokens is None else {"tokens": rows.tokens})
+    write_atomically(path, save(tensors))
+
+
+def load_rows(path: Path) -> RoutingRows:
+    """The rows in a file. Raises StatisticsError when it is damaged."""
+    try:
+        tensors = load(path.read_bytes())
+        return RoutingRows(weight=tensors["weight"], bias=tensors["bias"], tokens=tensors.get("tokens"))
+    except (SafetensorError, KeyError, ExpertError) as error:
+        raise StatisticsError(f"cannot read the routing rows in {path}: {error}; remove the file") from error
+
+
+def _given(statistics: tuple[Statistics, Statistics] | None) -> tuple[Statistics, Statistics]:
+    if statistics is None:
+        raise StatisticsError(
+            "saw no statistics, wanted own and public ones for rows in closed form; measure both texts"
+        )
+    return statistics
 
 
 def _embedding_rows(rules: RoutingRules, anchor: Anchor, own: Sequence[str], public: Sequence[str]) -> RoutingRows:
