@@ -1,5 +1,6 @@
 """Training: exact resuming, what is frozen, which text is used, and what happens when it diverges."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from motet.client.batches import Batches, pack
+from motet.client.checkpoints import Checkpoints
 from motet.client.owner import OwnerHome, TrainingConfig
 from motet.client.preparation import Material, prepare
 from motet.client.training import (
@@ -20,9 +22,13 @@ from motet.client.training import (
     arithmetic_of,
     device_of,
     expert_model,
+    fingerprint,
     learning_rate,
     train,
 )
+from motet.moe.evidence import Evidence
+from motet.moe.routing import RoutingRows
+from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import AnchorMismatch, ConfigurationError, StatisticsError, TrainingError
 
 SCRIPT = """
@@ -47,6 +53,21 @@ def trained(material: Material, home: OwnerHome, folder: Path) -> TrainedExpert:
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+ROUTING = {
+    "filter": RoutingRules(kind="filter", stay=0.9, temperature=2.0),
+    "token": RoutingRules(kind="token"),
+    "embedding": RoutingRules(kind="embedding", embedder="sha256:" + "0" * 64),
+}
+
+
+def routed(home: OwnerHome, kind: str) -> Material:
+    """The home's material under another kind of routing; what an embedder would begin with is drawn."""
+    material, draw = prepare(home), torch.Generator().manual_seed(0)
+    drawn = RoutingRows(weight=torch.randn(2, 32, generator=draw) / 4, bias=torch.zeros(2))
+    rows = {"filter": material.rows, "token": dataclasses.replace(material.rows, tokens=None), "embedding": drawn}
+    return dataclasses.replace(material, rows=rows[kind], routing=ROUTING[kind])
 
 
 def test_training_lowers_the_loss_and_changes_every_matrix(make_home, tmp_path: Path) -> None:
@@ -74,6 +95,66 @@ def test_a_stopped_run_resumes_to_the_same_bits(make_home, tmp_path: Path, stop_
     assert resumed is not None
     assert [progress.step for progress in steps] == list(range(1, 7))
     assert same(whole.ffn, resumed.ffn)
+
+
+@pytest.mark.parametrize("kind", ROUTING)
+def test_the_charter_says_what_weighs_the_expert(make_home, kind: str) -> None:
+    material = routed(make_home(), kind)
+    model, parameters = expert_model(material)
+    trained_rows = {name for name in parameters if ".router." in name}
+    assert len(trained_rows) == (4 if kind == "embedding" else 0)
+    ids = torch.randint(3, 259, (2, 6), generator=torch.Generator().manual_seed(0))
+    gates: list[Tensor] = []
+    model.model.layers[1].mlp.gate.register_forward_hook(lambda _module, _args, output: gates.append(output))
+    loss = model(input_ids=ids, labels=ids).loss
+    if kind == "filter":
+        scores = torch.stack([torch.zeros(2, 6), material.rows.tokens[ids]], dim=-1)
+        expected = Evidence(stay=0.9, temperature=2.0).filter(scores, torch.zeros(2))
+        assert torch.equal(gates[0], expected.flatten(0, 1))
+    else:
+        assert model.token_router is None
+    loss.backward()
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in parameters.values())
+
+
+def test_rows_from_embeddings_are_trained_and_the_anchors_stays_zero(make_home, tmp_path: Path) -> None:
+    home = make_home()
+    material = routed(home, "embedding")
+    made = trained(material, home, tmp_path / "run")
+    assert not any(".router." in name for name in made.ffn)
+    assert made.rows.tokens is None
+    assert (made.rows.weight - material.rows.weight).abs().max() > 1e-3
+    assert made.rows.bias.abs().max() > 1e-3
+    # Both rows were free: what counts is their difference, as what the composite has beside an anchor's row of zeros.
+    settings = home.config.training
+    model, parameters = expert_model(material)
+    Checkpoints(folder=tmp_path / "run", fingerprint=fingerprint(material, settings)).restore(
+        parameters, torch.optim.AdamW(parameters.values())
+    )
+    ids = torch.arange(3, 27).reshape(2, 12)
+    again, _ = expert_model(dataclasses.replace(material, rows=made.rows))
+    again.load_state_dict(
+        {**again.state_dict(), **{n: t for n, t in model.state_dict().items() if ".router." not in n}}
+    )
+    assert not again.model.layers[0].mlp.router.weight[0].any()
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, again(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["filter", "embedding"])
+def test_a_stopped_run_of_every_kind_resumes_to_the_same_bits(make_home, tmp_path: Path, kind: str) -> None:
+    home = make_home()
+    material, steps = routed(home, kind), list[Progress]()
+    whole = trained(material, home, tmp_path / "whole")
+    stopped = train(
+        material, home.config.training, tmp_path / "part", on_progress=steps.append, should_stop=lambda: len(steps) >= 3
+    )
+    assert stopped is None
+    resumed = trained(material, home, tmp_path / "part")
+    assert same(whole.ffn, resumed.ffn)
+    assert torch.equal(whole.rows.weight, resumed.rows.weight)
+    assert torch.equal(whole.rows.bias, resumed.rows.bias)
+    assert (whole.rows.tokens is None) == (kind == "embedding")
 
 
 @pytest.mark.slow
@@ -235,8 +316,11 @@ def test_beside_half_precision_only_the_expert_is_kept_in_float32(make_home, tmp
     home = make_home(training={"steps": 15, "dtype": "bfloat16"})
     material, seen = prepare(home), list[Progress]()
     model, parameters = expert_model(material, half=True)
+    routing = (".router.", "token_router.")  # keeps its digits
     frozen = {
-        each.dtype for name, each in model.named_parameters() if not each.requires_grad and ".router." not in name
+        each.dtype
+        for name, each in model.named_parameters()
+        if not each.requires_grad and not any(part in name for part in routing)
     }
     assert frozen == {torch.bfloat16}
     assert {each.dtype for each in parameters.values()} == {torch.float32}

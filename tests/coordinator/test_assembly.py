@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from motet.coordinator.assembly import Member, RoutingPolicy, assemble, verify_composite
 from motet.moe import compose
 from motet.moe.anchor import Anchor
+from motet.moe.evidence import Evidence
 from motet.moe.experts import read_expert, stored_tensors, write_update
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
@@ -22,6 +23,7 @@ from motet.protocols.errors import AssemblyError, StorageError
 from motet.protocols.expert_files import materialise_file
 
 POLICY = RoutingPolicy(log_prior_anchor=0.25, log_prior_expert=-0.5)
+FILTER = RoutingPolicy(kind="filter", stay=0.9, temperature=2.0, log_prior_anchor=0.25, log_prior_expert=-0.5)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def make_members(anchor, store: Path, named: dict[str, str]) -> list[Member]:
         trained = {n: t.float() + 0.05 * torch.randn(t.shape, generator=generator) for n, t in anchor.ffn().items()}
         layers, hidden = anchor.manifest.layers, anchor.manifest.hidden_size
         rows = RoutingRows(
-            weight=torch.randn(layers, hidden, generator=generator), bias=torch.randn(layers, generator=generator)
+            weight=torch.randn(layers, hidden, generator=generator),
+            bias=torch.randn(layers, generator=generator),
+            tokens=(torch.randn(anchor.manifest.vocabulary_size, generator=generator) * 16).round() / 8,
         )
         write_update(store / f"{name}.update", anchor, trained, rows)
         with stored_tensors(anchor) as stored:
@@ -55,10 +59,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_an_expert_that_left_leaves_no_byte_behind(anchor, members, tmp_path):
-    assemble(anchor, members, POLICY, tmp_path / "with everybody")
-    after_it_left = assemble(anchor, members[:1] + members[2:], POLICY, tmp_path / "after")
-    never_had_it = assemble(anchor, [members[0], members[2]], POLICY, tmp_path / "elsewhere" / "never")
+@pytest.mark.parametrize("policy", [POLICY, FILTER], ids=["token", "filter"])
+def test_an_expert_that_left_leaves_no_byte_behind(anchor, members, tmp_path, policy):
+    assemble(anchor, members, policy, tmp_path / "with everybody")
+    after_it_left = assemble(anchor, members[:1] + members[2:], policy, tmp_path / "after")
+    never_had_it = assemble(anchor, [members[0], members[2]], policy, tmp_path / "elsewhere" / "never")
 
     assert contents(after_it_left.path) == contents(never_had_it.path)
     assert after_it_left.digest == never_had_it.digest
@@ -74,13 +79,18 @@ def test_order_does_not_matter_and_ids_follow_the_contributions(anchor, members,
     assert config["expert_names"] == ["anchor", "mathematics", "code", "medicine"]
 
 
-def test_loads_equal_to_the_composite_made_in_process(anchor, members, tmp_path):
-    composite = assemble(anchor, members, POLICY.model_copy(update={"top_k": 2}), tmp_path / "composite")
-    loaded = AutoModelForCausalLM.from_pretrained(composite.path)
+@pytest.mark.parametrize("policy", [POLICY, FILTER], ids=["token", "filter"])
+def test_loads_equal_to_the_composite_made_in_process(anchor, members, tmp_path, policy):
+    composite = assemble(anchor, members, policy.model_copy(update={"top_k": 2}), tmp_path / "composite")
+    loaded, report = AutoModelForCausalLM.from_pretrained(composite.path, output_loading_info=True)
+    assert not any(report.values())
     experts = [read_expert(m.expert_file, anchor, name=m.name, contribution=m.contribution) for m in members]
     priors = {"anchor": POLICY.log_prior_anchor} | {m.name: POLICY.log_prior_expert for m in members}
-    in_process = compose(anchor.model(), experts, top_k=2, log_priors=priors)
+    evidence = None if policy.evidence is None else Evidence(**policy.evidence)
+    in_process = compose(anchor.model(), experts, top_k=2, log_priors=priors, evidence=evidence)
 
+    assert (loaded.config.filter, loaded.config.priors) == (evidence, in_process.config.priors)
+    assert ("token_router.weight" in loaded.state_dict()) == (evidence is not None)
     state, expected = loaded.state_dict(), in_process.state_dict()
     assert state.keys() == expected.keys()
     assert all(
