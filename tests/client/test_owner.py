@@ -6,6 +6,7 @@ import pytest
 
 from motet.client.owner import DataConfig, OwnerConfig, OwnerHome
 from motet.protocols.contribution import JoinRequest, Terms
+from motet.protocols.documents import Strict
 from motet.protocols.errors import ConfigurationError, SignatureError
 from motet.protocols.signing import Signed, SigningKey, seal
 
@@ -83,3 +84,13 @@ def test_configuration_survives_toml(federation, tmp_path: Path) -> None:
     config = config_of(federation.key.public)
     (tmp_path / "owner.toml").write_text(config.to_toml())
     assert OwnerConfig.from_toml(tmp_path / "owner.toml") == config
+
+
+def test_the_page_names_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "owner.md").read_text(encoding="utf-8")
+    for name, field in OwnerConfig.model_fields.items():
+        table = field.annotation
+        leaves = table.model_fields if isinstance(table, type) and issubclass(table, Strict) else {}
+        for leaf in leaves:
+            assert f"`{name}.{leaf}`" in page or f"`.{leaf}`" in page, f"{name}.{leaf}"
+        assert leaves or f"`{field.alias or name}`" in page, name
