@@ -11,7 +11,8 @@ from motet.coordinator.quality.ensembles import BranchTrainMerge, LogitAverage
 from motet.moe.anchor import Anchor
 from motet.moe.scoring import Windows, document_nats, windows_of
 
-TEXTS = ["It rained in the town.", "No party shall.", "§ 2"]
+TEXTS = ["It rained in the town.", "No party shall.", "x", "y"]
+"""The last two make a batch of windows with one token to score."""
 
 
 @pytest.fixture(scope="module")

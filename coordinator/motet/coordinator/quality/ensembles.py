@@ -61,7 +61,7 @@ class BranchTrainMerge(Ensemble):
         each = [logits.log_softmax(dim=-1) for logits in each]
         seen = input_ids[:, 1:, None]
         told = torch.stack([log_p[:, :-1].gather(-1, seen).squeeze(-1) for log_p in each])  # (models, batch, seq - 1)
-        evidence = torch.cat([torch.zeros_like(told[..., :1]), told.cumsum(dim=-1)], dim=-1)
+        evidence = torch.cat([told.new_zeros(*told.shape[:-1], 1), told.cumsum(dim=-1)], dim=-1)
         posterior = evidence.log_softmax(dim=0)  # (models, batch, seq)
         mixed = torch.full_like(each[0], -torch.inf)
         for log_p, weight in zip(each, posterior, strict=True):
