@@ -188,6 +188,28 @@ def test_nothing_but_the_anchor_speaks_where_its_prior_is_overwhelming(
         assert bits(found, "composite:token", domain) == pytest.approx(bits(plain, "anchor", domain), rel=1e-5)
 
 
+def test_a_probe_is_of_the_same_experts_under_another_gate(
+    experts: Inputs, texts: Inputs, scored: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    extra = tmp_path_factory.mktemp("texts") / "switching.jsonl"
+    extra.write_text(json.dumps({"text": "law and then medicine"}) + "\n")
+    step = {"rows": "tokens", "evidence": "step", "stay": 0.9, "temperature": 2.0}
+    cells = [
+        {"name": "filter", "choices": [step]},
+        {"name": "alone", "choices": [step], "members": ["law"]},
+        {"name": "chosen", "choices": [{"prior": 0.0}, {"prior": 200.0}, {"evidence": "token", "gain": 2.0}]},
+    ]
+    found = scored("probe", experts | {"text:switching": extra}, cells=cells)
+    grid = {"log_prior_anchor": [0.0], "stay": [0.9], "temperature": [2.0]}
+    filtering = scored("composite", experts, kind="filter", grid=grid, stock=False)
+    for domain in ("public", *OWNERS):
+        assert bits(found, "filter", domain) == pytest.approx(bits(filtering, "composite:filter", domain), rel=1e-5)
+        without = bits(filtering, "composite:filter-without:medicine", domain)
+        assert bits(found, "alone", domain) == pytest.approx(without, rel=1e-5)
+    assert set(found.systems["chosen"]) == {"public", "switching", *OWNERS}
+    assert found.settings["chosen"]["evidence"] == "token"
+
+
 def test_ensembles_are_of_the_anchor_and_all_specialists(specialists: Inputs, scored: Run) -> None:
     inputs = {f"specialist:{name}": path for name, path in specialists.items()}
     found = scored("ensembles", inputs, systems=["btm", "logit-average"])
