@@ -1,7 +1,7 @@
 """Merging by arithmetic on task vectors, its few settings chosen from a small grid by the judge.
 
-Guarantees: at most twelve judgements per method; the grids hold what the papers recommend, with scales as multiples of
-1 / experts, so that they suit two experts as well as sixteen.
+Guarantees: at most twelve judgements per method. Scales are multiples of 1 / experts: for a handful of experts they
+cover what the papers recommend; with sixteen, dare and breadcrumbs are tried at 0.19 at most.
 
     task_arithmetic(problem).settings            # {"scale": 0.3}
     dare(problem).settings                       # {"density": 0.5, "scale": 0.4}, the same for the same seed

@@ -41,7 +41,9 @@ from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, opt_
 SCORES = "scores.json"
 COMPOSITES = ("composite:filter", "composite:token", "composite:embedding", "stock")
 _ORDER = ("anchor", *BASELINES, "composite", "stock")
-_REFERENCES = ("joint", "joint-equal", "oracle", "btm", "logit-average", "composite:token", "anchor")
+_REFERENCES = (
+    *("joint", "joint-equal", "oracle", "btm", "logit-average", "fedavg", "phatgoose", "composite:token", "anchor"),
+)
 """What each composite is compared with, beside the best merging baseline."""
 
 
