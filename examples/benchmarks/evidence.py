@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evidence_cells import FACTORIAL, MAIN, Cells, of_set
+from evidence_cells import FACTORIAL, MAIN, PAIR, Cells, of_set
 from evidence_texts import federations, switching, write
 
 from motet.bench.quality.config import Files, QualityConfig
@@ -35,7 +35,7 @@ OWNERS = (
     *("medicine", "mathematics", "code", "german", "law", "french", "spanish", "unix"),
     *("database", "computing", "security", "javascript", "c", "politics", "bible", "sayings"),
 )
-EXPERIMENTS = ("gates", "federations", "owners", "depth")
+EXPERIMENTS = ("gates", "shares", "depth", "federations", "owners")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,8 @@ class Laboratory:
         match experiment:
             case "gates":
                 yield from self._gates(seed)
+            case "shares":
+                yield from self._shares(seed)
             case "depth":
                 yield from self._depth(seed)
             case "owners":
@@ -131,15 +133,19 @@ class Laboratory:
                 yield from self._federations(seed)
 
     def _gates(self, seed: int) -> Iterator[Study]:
-        """Rows x evidence at every public share, for experts trained under the filter, and token by token."""
+        """Rows x evidence, for experts that were trained under the filter, and token by token."""
         path = write(self.cache / "texts" / "switching.jsonl", switching(self.texts("test"), count=40))
         texts = {"switching": File.of(path)}
-        for share in (0.1, 0.0, 0.2, 0.4):
-            trained = self.seed(seed, self.varied(share=share))
-            cells = FACTORIAL if share == 0.1 else MAIN
-            yield Study(name=f"filter-trained, public {share:.0%}", seed=trained, cells=cells, texts=texts)
-        trained = self.seed(seed, self.varied())
-        yield Study(name="token-trained, public 10%", seed=trained, cells=FACTORIAL, kind="token", texts=texts)
+        for kind in ("filter", "token"):
+            trained = self.seed(seed, self.varied())
+            yield Study(name=f"{kind}-trained", seed=trained, cells=FACTORIAL, kind=kind, texts=texts)
+
+    def _shares(self, seed: int) -> Iterator[Study]:
+        """Public text in the owners' batches."""
+        for share in (0.0, 0.1, 0.2, 0.4):
+            for kind in ("filter", "token"):
+                trained = self.seed(seed, self.varied(share=share, steps=SHORT))
+                yield Study(name=f"public {share:.0%}, {kind}-trained", seed=trained, cells=PAIR, kind=kind)
 
     def _depth(self, seed: int) -> Iterator[Study]:
         for layers in (2, 4, 8):

@@ -37,6 +37,8 @@ MAIN = [
     cell("own", "step"),
     cell("tokens", "step"),
 ]
+PAIR = [cell("own", "token"), cell("tokens", "step")]
+"""What a `token` and a `filter` composite do, settings aside."""
 
 
 def of_set(members: Sequence[str]) -> list[dict[str, Any]]:
