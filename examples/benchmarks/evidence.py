@@ -141,11 +141,10 @@ class Laboratory:
             yield Study(name=f"{kind}-trained", seed=trained, cells=FACTORIAL, kind=kind, texts=texts)
 
     def _shares(self, seed: int) -> Iterator[Study]:
-        """Public text in the owners' batches."""
+        """Public text in the batches of experts that are trained under the filter."""
         for share in (0.0, 0.1, 0.2, 0.4):
-            for kind in ("filter", "token"):
-                trained = self.seed(seed, self.varied(share=share, steps=SHORT))
-                yield Study(name=f"public {share:.0%}, {kind}-trained", seed=trained, cells=PAIR, kind=kind)
+            trained = self.seed(seed, self.varied(share=share, steps=SHORT))
+            yield Study(name=f"public {share:.0%}", seed=trained, cells=PAIR)
 
     def _depth(self, seed: int) -> Iterator[Study]:
         for layers in (2, 4, 8):
