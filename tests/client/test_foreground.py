@@ -61,17 +61,20 @@ def test_an_interrupt_keeps_a_checkpoint_and_gives_everything_back(make_home) ->
     home = make_home(training={"steps": 2000, "checkpoint_every": 1000})
     before = signal.getsignal(signal.SIGINT)
 
+    stepped = threading.Event()
+
     def interrupt() -> None:
-        deadline = time.monotonic() + 60
-        while not (home.work / "rows").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.5)  # some steps
+        stepped.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
+
+    def announce(line: str) -> None:
+        if "step" in line:
+            stepped.set()
 
     other = threading.Thread(target=interrupt)
     other.start()
     with pytest.raises(KeyboardInterrupt):
-        train_now(home.path, announce=lambda line: None)
+        train_now(home.path, announce=announce)
     other.join()
     assert list((home.work / "training").glob("*/checkpoint-*.safetensors"))
     assert packed_contributions(home) == []
