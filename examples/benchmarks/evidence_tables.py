@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HEAD = "| system | average | gap closed, mean / worst | public text | against `own token` |\n| --- | --- | --- | --- | --- |"
+HEAD = (
+    "| system | average | gap closed, mean / worst | public text | against `own token` |",
+    "| --- | --- | --- | --- | --- |",
+)
 
 
 def lines(study: Mapping[str, Any]) -> Iterator[str]:
     """One table: bits per byte over all columns, gap closed, public text against the anchor, paired difference."""
-    yield HEAD
+    yield from HEAD
     public = study["anchor"]["bits_per_byte"]["public"] if "anchor" in study else None
     for system, found in study.items():
         row = found["bits_per_byte"]
