@@ -41,6 +41,7 @@ def test_the_page_names_the_defaults_of_routing() -> None:
         ({"stay": 1.0}, "stay"),
         ({"temperature": 0.0}, "temperature"),
         ({"proxies": 4097, "kind": "token"}, "proxies"),
+        ({"projection_seed": -1}, "projection_seed"),
     ],
 )
 def test_rules_that_contradict_each_other_are_refused(changes: dict[str, object], message: str) -> None:

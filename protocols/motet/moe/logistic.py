@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from motet.moe.anchor import Anchor
 
 MAX_TOKENS = 1 << 15
-"""Positions of either text that rows are fitted on, at most."""
+"""Positions of either text after which no further ones are fitted on."""
 MEMORY_BYTES = 1 << 30
 """Layers are taken together, in one pass over the text, as long as their inputs fit into this."""
 SHRINKAGES = (1e-4, 1e-3, 1e-2)
@@ -42,7 +42,10 @@ def logistic_rows(
     max_tokens: int = MAX_TOKENS,
     device: str | torch.device = "cpu",
 ) -> RoutingRows:
-    """Fit one row a layer on at most `max_tokens` positions of either text.
+    """Fit one row a layer on about `max_tokens` positions of either text, or on all there are.
+
+    They are those of the first documents, in the order given, up to the batch in which the number is reached: of a
+    longer text that is sorted in any way the rows follow what comes first, so shuffle it before.
 
     Raises StatisticsError when a text has no positions to count.
     """

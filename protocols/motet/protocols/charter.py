@@ -56,8 +56,9 @@ class RoutingRules(Strict):
     """Filter: what a token's evidence is divided by, since neighbouring tokens are not independent."""
     embedder: Digest | None = None
     """Embedding: the digest of the sentence embedder's files; owners need the same one. None for the other kinds."""
-    projection_seed: int = 0
-    """Embedding: the seed of the projection from sentence embeddings to the hidden size."""
+    projection_seed: int = Field(0, ge=0)
+    """The seed of what is drawn for routing: under `embedding` the projection from sentence embeddings to the hidden
+    size; wherever proxies are asked for, the classifier that chooses them, and the order of tuning on them."""
     proxies: int = Field(0, ge=0, le=4096)
     """How many public documents like its own each owner may name for tuning the router; 0 asks for none."""
     top_k: int | None = Field(None, ge=1)

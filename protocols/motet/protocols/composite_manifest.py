@@ -101,7 +101,7 @@ class CompositeManifest(Document):
     """How the router was tuned; None where it is what the members' own rows make."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; without tuning it is, byte for byte, what releases before it wrote."""
+        """The document as a JSON object; without tuning it has no such key, as before there was any tuning."""
         whole = super().as_json()
         return whole if self.tuning is not None else {key: whole[key] for key in whole if key != "tuning"}
 
