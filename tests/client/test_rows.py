@@ -19,7 +19,7 @@ from motet.moe.token_evidence import TokenCounts, token_evidence
 from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import ConfigurationError, StatisticsError
 
-from .conftest import sentences
+from .conftest import edit, sentences
 
 MINILM = "sha256:16ef80ad5715c4da269e7d275ce06fcd39da9f5f27920c1f53158b3bd907fe45"
 needs_embedder = pytest.mark.skipif(
@@ -112,3 +112,16 @@ def test_a_home_makes_its_rows_once(make_home, monkeypatch: pytest.MonkeyPatch) 
     more = [json.dumps({"text": text}) for text in sentences(15, words=12)]
     (home.path / "own.jsonl").write_text("\n".join(more) + "\n", encoding="utf-8")
     assert not same(prepare(OwnerHome.load(home.path)).rows, first)  # other text, other rows
+
+
+def test_owners_divide_by_the_same_public_text_whatever_they_hold_out(make_home, anchor: Anchor) -> None:
+    whole = load_public(anchor.directory / "public.jsonl")
+    texts = sentences(14, words=12)
+    homes = make_home("plain", texts=texts), make_home("repeating", texts=[*texts, *whole.train])
+    edit(homes[1], "held_out_share = 0.1", "held_out_share = 0.3")
+    plain, repeating = (prepare(OwnerHome.load(home.path)) for home in homes)
+    assert set(repeating.public.train) < set(plain.public.train), "the case is not what it should be"
+    rules = homes[0].charter.routing
+    for material in (plain, repeating):
+        assert same(material.rows, make_rows(rules, anchor, material.corpus, whole))
+    assert not same(repeating.rows, make_rows(rules, anchor, repeating.corpus, repeating.public))

@@ -1,7 +1,8 @@
 """What an expert is trained from: the pinned anchor, both texts, and the routing rows of the owner's text.
 
-Everything is checked against the charter before hours are spent on it. The rows are made once and kept in the home, as
-are the statistics of the owner's text where the rows need them; these, like the text, never leave it. The rows do.
+Everything is checked against the charter before hours are spent on it. Rows are made against the public text whole, the
+same for every owner, though no owner trains on all of it. They are made once and kept in the home, as are the
+statistics of the owner's text where the rows need them; these, like the text, never leave it. The rows do.
 
     material = prepare(OwnerHome.load(Path("owner")))
     material.rows, material.corpus.held_out
@@ -107,14 +108,15 @@ def prepare(home: OwnerHome) -> Material:
     torch.set_num_threads(home.config.training.threads)
     require_licence(home.config, home.charter)
     anchor = open_anchor(home)
-    corpus, public = load_texts(home)
+    corpus, whole = _apart_from_public(home)
+    public = _apart_from_own(whole, corpus)
     return Material(
         name=home.config.name,
         charter=home.charter.digest,
         anchor=anchor,
         corpus=corpus,
         public=public,
-        rows=_rows(home, anchor, corpus, public),
+        rows=_rows(home, anchor, corpus, whole),
         public_share=home.charter.training.public_share,
         routing=home.charter.routing,
         start=Versions.of(home, anchor).start() if home.config.training.start == "latest" else None,
@@ -122,7 +124,10 @@ def prepare(home: OwnerHome) -> Material:
 
 
 def _rows(home: OwnerHome, anchor: Anchor, corpus: Corpus, public: Corpus) -> RoutingRows:
-    """The owner's rows under the charter, which with both texts determines them: once made, they stay the same bits."""
+    """The owner's rows under the charter, which with both texts determines them: once made, they stay the same bits.
+
+    `public` is whole: rows compose if all owners divide by the same public model, whatever each holds out.
+    """
     rules, device = home.charter.routing, device_of(home.config.training)
     statistics = _public_statistics(anchor, home)
     key = digest_of({"charter": home.charter.digest, "own": corpus.digest, "public": public.digest})
@@ -143,12 +148,20 @@ def load_texts(home: OwnerHome) -> tuple[Corpus, Corpus]:
     Raises:
         DataError: a text cannot be used, or nothing of it is left to train on.
     """
+    own, public = _apart_from_public(home)
+    return own, _apart_from_own(public, own)
+
+
+def _apart_from_public(home: OwnerHome) -> tuple[Corpus, Corpus]:
+    """The own text, none of its training documents one that everybody is scored on, and the public one as it is."""
     own = load_corpus(home.config.data, home.path)
     public = load_public(home.public_text, expect=home.charter.anchor.public_text)
-    return (
-        own.training_apart_from(public.held_out),
-        public.training_apart_from((*public.held_out, *own.held_out)),
-    )
+    return own.training_apart_from(public.held_out), public
+
+
+def _apart_from_own(public: Corpus, own: Corpus) -> Corpus:
+    """The public text to train on: nothing in it repeats what is held out of either."""
+    return public.training_apart_from((*public.held_out, *own.held_out))
 
 
 def _public_statistics(anchor: Anchor, home: OwnerHome) -> Statistics:

@@ -44,7 +44,7 @@ def make_rows(
         rules: the charter's.
         anchor: the anchor.
         own: the owner's text.
-        public: the public text.
+        public: the public text, whole: the same for every owner.
         statistics: own and public ones, which rows in closed form are made of.
         device: what the anchor runs on.
 
