@@ -25,7 +25,7 @@ from motet.protocols.codec.changes import narrow
 from motet.protocols.codec.frames import FrameWriter
 from motet.protocols.contribution import CodecRecord, Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
 from motet.protocols.errors import CodecError
-from motet.protocols.expert_files import StoredTensors, materialise_file, update_specs
+from motet.protocols.expert_files import EVIDENCE_STEP, ROUTER_TOKENS, StoredTensors, materialise_file, update_specs
 from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.tensor_files import TensorSpec
 
@@ -91,10 +91,12 @@ class Values:
 
 
 def random_values(specs: Sequence[TensorSpec], seed: int, poison: float | None = None) -> Values:
-    """Small differences and rows; the last value of all may be `poison`."""
+    """Small differences and rows, evidence of one step either way; the last value of all may be `poison`."""
     draw, tensors = np.random.default_rng(seed), {}
     for spec in specs:
         values = (draw.standard_normal(spec.shape) * 0.01).astype(np.float32)
+        if spec.name == ROUTER_TOKENS:
+            values = np.copysign(np.float32(EVIDENCE_STEP), values)
         if poison is not None and spec == specs[-1]:
             values.reshape(-1)[-1] = poison
         tensors[spec.name] = narrow(values, spec.dtype)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from motet.coordinator.admission import Findings, examine_update
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import cpu_seconds, inspect, read_findings, run_child
+from motet.coordinator.public_tokens import read_public_tokens
 from motet.coordinator.store import ExpertStore
 from motet.protocols.codec import CodecSettings, Header, TensorHeader
 from motet.protocols.codec.deflate import deflate
@@ -219,7 +220,8 @@ def test_time_grows_with_what_an_update_decodes_to(home: CoordinatorHome, update
 
 @pytest.mark.slow
 def test_the_child_finds_the_same(home: CoordinatorHome, update: Path) -> None:
-    assert inspect(update, home) == read_findings(update, update_specs(home.anchor_manifest))
+    public_tokens = read_public_tokens(home.public_tokens_file)
+    assert inspect(update, home) == read_findings(update, update_specs(home.anchor_manifest), public_tokens)
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.moe.token_evidence import LEAST_DOCUMENTS, LIMIT, PSEUDO_TOKENS, STEP, TokenCounts, token_evidence
+from motet.moe.token_evidence import LEAST_DOCUMENTS, PSEUDO_TOKENS, TokenCounts, token_evidence
 from motet.protocols.errors import StatisticsError
+from motet.protocols.expert_files import EVIDENCE_LIMIT as LIMIT
+from motet.protocols.expert_files import EVIDENCE_STEP as STEP
 
 from ..conftest import byte_tokenizer
 

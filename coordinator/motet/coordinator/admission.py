@@ -10,12 +10,14 @@ manifest, never from a message or from the file.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from motet.coordinator.found_evidence import FoundEvidence, evidence_problem
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
 from motet.protocols.codec import Method
 from motet.protocols.contribution import Contribution
 from motet.protocols.documents import Strict
 from motet.protocols.errors import AdmissionRefused, DocumentError, SignatureError
+from motet.protocols.expert_files import EVIDENCE_LIMIT, ROUTER_TOKENS
 from motet.protocols.ledger import Standing
 from motet.protocols.signing import Signed
 from motet.protocols.tensor_files import TensorSpec
@@ -50,6 +52,8 @@ class Findings(Strict):
     """The contribution whose expert it changes, as the header says."""
     tensors: tuple[FoundTensor, ...] = ()
     """The header's tensors; decoded only if they are exactly those that are wanted."""
+    evidence: FoundEvidence | None = None
+    """What the evidence by token showed; None if it was not decoded, or not looked at since no filter reads it."""
     problem: str | None = None
     """Why the file cannot be read; None if all of it could that was looked at."""
     finite: bool = True
@@ -97,12 +101,12 @@ def examine_update(
         contribution: its manifest, examined before.
         findings: what its file holds.
         wanted: what an update for this anchor holds (`motet.protocols.expert_files.update_specs`).
-        charter: says which methods are admitted.
+        charter: says which methods are admitted, and whether a filter reads the evidence by token.
 
     Raises:
         AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "wrong-anchor", "wrong-base",
-            "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite" or
-            "out-of-range".
+            "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite",
+            "out-of-range" or "wrong-evidence".
     """
     _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
     _same("wrong-digest", "digest", findings.digest, contribution.update, "it was changed on the way: send it again")
@@ -119,6 +123,8 @@ def examine_update(
         raise _unreadable(findings)
     for tensor in findings.tensors:
         _check_range(tensor)
+    if ROUTER_TOKENS in expected:
+        _check_evidence(findings, found[ROUTER_TOKENS], charter)
 
 
 def _open(signed: Signed) -> Contribution:
@@ -217,8 +223,15 @@ def _check_method(found: FoundTensor, contribution: Contribution, charter: Chart
         raise _refusal("wrong-method", f"{found.name}: saw the method {found.method}, wanted one of {wanted}")
 
 
+def _check_evidence(findings: Findings, table: FoundTensor, charter: Charter) -> None:
+    """Only what a filter's owner may tell, and no more than counting tokens can make of it."""
+    kind, largest = charter.routing.kind, table.largest or 0.0
+    if problem := evidence_problem(findings.evidence, largest=largest, kind=kind):
+        raise _refusal("wrong-evidence", f"{problem}; make the rows again with motet, against the whole public text")
+
+
 def _check_range(found: FoundTensor) -> None:
-    limit = MAX_ROW if ".router." in found.name else MAX_CHANGE
+    limit = EVIDENCE_LIMIT if found.name == ROUTER_TOKENS else MAX_ROW if ".router." in found.name else MAX_CHANGE
     if found.largest is None:
         raise _refusal("malformed", f"{found.name}: saw no values, wanted all of them; pack the update again")
     if found.largest > limit:

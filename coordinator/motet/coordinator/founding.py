@@ -18,8 +18,9 @@ from typing import TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
-from motet.coordinator.home import PUBLIC_TEXT_FILE, STATISTICS_FILE, hosts_of
+from motet.coordinator.home import PUBLIC_TEXT_FILE, PUBLIC_TOKENS_FILE, STATISTICS_FILE, hosts_of
 from motet.coordinator.ledger_store import Draft, LedgerStore
+from motet.coordinator.public_tokens import keep_public_tokens
 from motet.coordinator.tls import ensure_tls
 from motet.protocols.anchor_manifest import checkpoint_files, tokenizer_files
 from motet.protocols.canonical import CHUNK_BYTES, file_digest, storage_errors, sync_directory, write_atomically
@@ -67,7 +68,8 @@ def init(
         "training": training,
     }
     with _made_whole(path) as building:
-        return _found(building, terms, _publish(building, anchor_directory, public_text), hosts)
+        pin = _publish(building, anchor_directory, public_text, counted=routing.kind == "filter")
+        return _found(building, terms, pin, hosts)
 
 
 @contextmanager
@@ -130,8 +132,11 @@ def _write_charter(building: Path, charter: Charter, key: SigningKey) -> None:
         ledger.append(lambda _: Draft(kind="charter", subject=charter.digest, body={"signed": signed.as_json()}))
 
 
-def _publish(building: Path, anchor_directory: Path, public_text: Path) -> AnchorPin:
-    """Copy what owners will fetch, and list it; nothing else of the anchor's folder is published."""
+def _publish(building: Path, anchor_directory: Path, public_text: Path, *, counted: bool) -> AnchorPin:
+    """Copy what owners will fetch, and list it; nothing else of the anchor's folder is published.
+
+    `counted` says whether admission will want the counts of the public text's tokens, which take as long as reading it.
+    """
     from motet.moe.anchor import Anchor
 
     anchor = Anchor.load(anchor_directory)
@@ -144,6 +149,8 @@ def _publish(building: Path, anchor_directory: Path, public_text: Path) -> Ancho
     _copy(public_text, target / PUBLIC_TEXT_FILE)
     bundle = write_bundle(target)
     write_atomically(building / "anchor-manifest.json", anchor.manifest.canonical())
+    if counted:
+        keep_public_tokens(building / PUBLIC_TOKENS_FILE, target, anchor.manifest.vocabulary_size)
     return AnchorPin(
         digest=anchor.digest,
         statistics=file_digest(target / STATISTICS_FILE),

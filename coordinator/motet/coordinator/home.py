@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PUBLIC_TEXT_FILE = "public.jsonl"
 STATISTICS_FILE = "statistics.safetensors"
+PUBLIC_TOKENS_FILE = "public-tokens.npy"
 
 
 class CoordinatorHome:
@@ -47,6 +48,7 @@ class CoordinatorHome:
         self.tls_directory = path / "tls"
         self.anchor_directory = path / "anchor"
         self.anchor_manifest_file = path / "anchor-manifest.json"
+        self.public_tokens_file = path / PUBLIC_TOKENS_FILE
         self.intake_directory = path / "intake"
         self.experts_directory = path / "store" / "experts"
         self.composites_directory = path / "composites"

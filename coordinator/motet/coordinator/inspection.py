@@ -17,15 +17,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from motet.coordinator.admission import Findings, FoundTensor
+from motet.coordinator.found_evidence import FoundEvidence
 from motet.coordinator.home import CoordinatorHome, read_anchor_manifest
+from motet.coordinator.public_tokens import keep_public_tokens, read_public_tokens
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import file_digest
 from motet.protocols.codec import TensorHeader, UpdateReader
 from motet.protocols.codec.numpy_kernels import NumpyKernels
 from motet.protocols.errors import AdmissionRefused, CodecError, FederationError, NotFiniteError
-from motet.protocols.expert_files import update_specs
+from motet.protocols.expert_files import ROUTER_TOKENS, update_specs
 from motet.protocols.tensor_files import TensorSpec
 
 MEMORY_BYTES = 256 << 20
@@ -53,6 +59,9 @@ def inspect(update: Path, home: CoordinatorHome) -> Findings:
     """
     seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
     arguments = [str(update), str(home.anchor_manifest_file), home.anchor_manifest.digest, str(seconds)]
+    if home.charter.routing.kind == "filter":
+        keep_public_tokens(home.public_tokens_file, home.anchor_directory, home.anchor_manifest.vocabulary_size)
+        arguments.append(str(home.public_tokens_file))
     answer = run_child("motet.coordinator.inspection", arguments, cpu_seconds=seconds)
     try:
         return Findings.model_validate_json(answer)
@@ -142,10 +151,11 @@ def own_faults() -> Iterator[None]:
         raise SystemExit(_OURS) from error
 
 
-def read_findings(path: Path, wanted: Sequence[TensorSpec]) -> Findings:
+def read_findings(path: Path, wanted: Sequence[TensorSpec], public_tokens: NDArray[Any] | None = None) -> Findings:
     """What is in the file, in this process; chunks are decoded only if its tensors are exactly `wanted`, in any order.
 
-    What the manifest promises of the file is not looked at here: `motet.coordinator.admission` compares.
+    What the manifest promises of the file is not looked at here: `motet.coordinator.admission` compares. The evidence
+    by token is looked at beside `public_tokens`, how often each occurs in public text (vocabulary,); not without them.
     """
     found = Findings(size=path.stat().st_size, digest=file_digest(path))
     try:
@@ -156,7 +166,8 @@ def read_findings(path: Path, wanted: Sequence[TensorSpec]) -> Findings:
             if _by_name(header.specs) == _by_name(wanted):
                 reader.check_footer()
                 decoded = tuple(_described(tensor, _largest(reader, tensor)) for tensor in header.tensors)
-                found = found.model_copy(update={"tensors": decoded})
+                evidence = None if public_tokens is None else _evidence(reader, public_tokens)
+                found = found.model_copy(update={"tensors": decoded, "evidence": evidence})
     except CodecError as error:
         said = str(error).replace(str(path), path.name)[:1000]
         return found.model_copy(update={"problem": said, "finite": not isinstance(error, NotFiniteError)})
@@ -176,15 +187,21 @@ def _largest(reader: UpdateReader, tensor: TensorHeader) -> float:
     return max((change.largest for change in reader.changes(tensor.name, workers=WORKERS)), default=0.0)
 
 
+def _evidence(reader: UpdateReader, public_tokens: NDArray[Any]) -> FoundEvidence:
+    parts = [change.values() for change in reader.changes(ROUTER_TOKENS, workers=WORKERS)]
+    return FoundEvidence.of(np.concatenate(parts), public_tokens)
+
+
 def main() -> None:
-    """The child: `update manifest anchor seconds`; caps first, findings on standard output."""
-    update, manifest, anchor, seconds = sys.argv[1:]
+    """The child: `update manifest anchor seconds [public tokens]`; caps first, findings on standard output."""
+    update, manifest, anchor, seconds, *counts = sys.argv[1:]
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
     wanted = update_specs(read_anchor_manifest(Path(manifest), expect=anchor))
+    public_tokens = read_public_tokens(Path(counts[0])) if counts else None
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     ready()
     with own_faults():
-        sys.stdout.write(read_findings(Path(update), wanted).model_dump_json())
+        sys.stdout.write(read_findings(Path(update), wanted, public_tokens).model_dump_json())
 
 
 def _uninspectable(why: str) -> AdmissionRefused:

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 
 from motet.protocols.errors import StatisticsError
+from motet.protocols.expert_files import EVIDENCE_LIMIT, EVIDENCE_STEP
 
 LEAST_DOCUMENTS = 3
 """A token that occurs in fewer of the owner's documents counts as one that does not occur."""
-LIMIT = 6.0
-"""Nats: the most that one token may say, either way."""
-STEP = 0.125
-"""Values are multiples of this: exact in bfloat16 up to the limit, and no more is told than is of use."""
 PSEUDO_TOKENS = 100.0
 """Tokens of public text that are added to the owner's, so that what was never seen is rare and not impossible."""
 
@@ -63,7 +60,8 @@ def token_evidence(own: TokenCounts, public: TokenCounts, vocabulary_size: int) 
     p_public = (known + 0.5) / (known + 0.5).sum()
     p_own = (seen + PSEUDO_TOKENS * p_public) / (seen.sum() + PSEUDO_TOKENS)
     ratio = (p_own / p_public).log().masked_fill((seen == 0) & (known == 0), 0.0)
-    return ((ratio.clamp(-LIMIT, LIMIT) / STEP).round() * STEP).float()
+    clipped = ratio.clamp(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
+    return ((clipped / EVIDENCE_STEP).round() * EVIDENCE_STEP).float()
 
 
 def _counted(counts: dict[int, int], vocabulary_size: int) -> Tensor:

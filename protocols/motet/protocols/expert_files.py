@@ -39,6 +39,10 @@ def router_bias_name(layer: int) -> str:
 
 ROUTER_TOKENS = "model.router.tokens"
 """The name of an expert's evidence by token in an update and in an expert's store file: (vocabulary,) BF16."""
+EVIDENCE_LIMIT = 6.0
+"""Nats: the most that one token may say in it, either way."""
+EVIDENCE_STEP = 0.125
+"""Its values are multiples of this: exact in bfloat16 up to the limit, and no more is told than is of use."""
 
 
 def row_specs(manifest: AnchorManifest) -> list[TensorSpec]:
