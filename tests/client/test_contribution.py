@@ -138,8 +138,9 @@ def test_a_file_carries_manifest_and_update(make_home, tmp_path: Path) -> None:
 
 
 def test_what_leaves_is_told(make_home) -> None:
-    packed = packed_of(make_home())
-    lines = "\n".join(describe(packed))
+    home = make_home()
+    packed = packed_of(home)
+    lines = "\n".join(describe(packed, home))
     for fact in (packed.digest, f"{packed.contribution.update_bytes:,}", "held-out documents", "Apache-2.0"):
         assert fact in lines
 

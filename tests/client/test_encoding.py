@@ -83,7 +83,7 @@ def test_figures_are_of_text_that_nothing_was_chosen_on(method: str, make_home) 
     figures = packed.contribution.bits_per_byte
     assert figures["expert"] == pytest.approx(saw, abs=1e-5)
     assert record.gain_kept == gain_kept(figures)
-    assert f"{100 * record.gain_kept:.1f} % of the expert's gain kept" in "\n".join(describe(packed))
+    assert f"{100 * record.gain_kept:.1f} % of the expert's gain kept" in "\n".join(describe(packed, home))
 
 
 def test_the_guess_is_tried_and_stays_unless_beaten() -> None:
@@ -131,7 +131,7 @@ def test_a_later_version_is_the_change_since_the_receipt(make_home, coordinator)
     third = packed_of(home)
     assert third.contribution.base == second.digest
     assert third.contribution.version == 3
-    assert f"the change to version {second.digest}" in "\n".join(describe(third))
+    assert f"the change to version {second.digest}" in "\n".join(describe(third, home))
     edit(home, 'successive = "always"', 'successive = "never"')
     assert packed_of(home).contribution.base is None
     edit(home, 'successive = "never"', 'successive = "always"')

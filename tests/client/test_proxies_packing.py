@@ -84,21 +84,21 @@ def test_an_owner_who_says_nothing_names_nothing(make_home: MakeHome) -> None:
     assert packed.contribution.proxies == ()
     assert "proxies" not in packed.signed.payload
     assert not (packed.folder / PROXIES_NAME).exists()
-    assert not any("prox" in line for line in describe(packed))
+    assert not any("prox" in line or "evidence" in line for line in describe(packed, home))
 
 
 def test_a_charter_that_asks_for_none_gets_none(agreed: OwnerHome, federation: Federation) -> None:
     assert wanted_proxies(replace(agreed, charter=asking(federation, 0).charter)) == 0
 
 
-def test_the_owner_sees_every_id_with_its_score_before_it_leaves(packed: Packed) -> None:
-    lines = describe(packed)
+def test_the_owner_sees_every_id_with_its_score_before_it_leaves(agreed: OwnerHome, packed: Packed) -> None:
+    lines = describe(packed, agreed)
     start = next(number for number, line in enumerate(lines) if line.startswith("proxies"))
     shown = [line.split() for line in lines[start + 3 :]]
     assert sorted(words[0] for words in shown) == list(packed.contribution.proxies)
     assert all(float(words[1]) == pytest.approx(0, abs=50) and words[2] == "country" for words in shown)
     (packed.folder / PROXIES_NAME).unlink()
-    assert {f"  {each}" for each in packed.contribution.proxies} <= set(describe(packed))
+    assert {f"  {each}" for each in packed.contribution.proxies} <= set(describe(packed, agreed))
 
 
 def test_the_dry_run_shows_them_and_sends_nothing(agreed: OwnerHome, packed: Packed) -> None:

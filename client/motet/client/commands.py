@@ -135,13 +135,16 @@ def contribute(
     from motet.client import contribute as contributing
     from motet.client.outbox import find_packed
     from motet.client.owner import OwnerHome
+    from motet.client.told_evidence import told_evidence
 
     home = OwnerHome.load(directory)
     packed = find_packed(home, contribution)
-    leaving = contributing.describe(packed)
+    leaving = contributing.describe(packed, home)
     if dry_run:
         manifest = packed.contribution.as_json()
-        value = {"contribution": packed.digest, "sent": False, "manifest": manifest}
+        told = told_evidence(packed, home)
+        evidence = None if told is None else told.as_json()
+        value = {"contribution": packed.digest, "sent": False, "manifest": manifest, "evidence": evidence}
         show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
         return
     for line in leaving:

@@ -1,7 +1,7 @@
 """What leaves the owner's machine, and how: over the data plane, inside Flower's reply, or as a file.
 
 packed = find_packed(home)
-print("\\n".join(describe(packed)))               # what leaves, before anything does
+print("\\n".join(describe(packed, home)))         # what leaves, before anything does
 sent = send(home, packed)                         # resumes; sent.receipt is verified and kept
 export(packed, Path("medicine.motet"))            # for `motet admit` on the other side
 withdraw(home, packed.digest)                     # at any time
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome, read_signed
 from motet.client.spool import Spool
+from motet.client.told_evidence import told_evidence
 from motet.client.versions import forget_start
 from motet.protocols import transfer
 from motet.protocols.canonical import canonical_json, write_atomically
@@ -50,15 +51,19 @@ class Sent:
         return self.receipt.open(Receipt)
 
 
-def describe(packed: Packed) -> list[str]:
-    """What leaves when this contribution is sent, line by line, for the owner to agree to."""
+def describe(packed: Packed, home: OwnerHome) -> list[str]:
+    """What leaves when this contribution is sent, line by line, for the owner to agree to.
+
+    Raises CodecError when the update is damaged.
+    """
     manifest = packed.contribution
-    figures = manifest.bits_per_byte
+    figures, told = manifest.bits_per_byte, told_evidence(packed, home)
     return [
         f"contribution {packed.digest}, version {manifest.version} of {manifest.name}",
         f"update       {manifest.update_bytes:,} bytes, {_encoding(manifest)}: the change to "
         f"{'the anchor' if manifest.base is None else 'version ' + manifest.base}'s feed-forward layers, and one "
         "routing row per layer",
+        *([] if told is None else told.lines()),
         f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
         f"expert, on {_reported(manifest)} held-out documents that nothing was chosen on",
         f"trained on   {manifest.training.documents} documents, {manifest.training.steps} steps, "
@@ -66,7 +71,7 @@ def describe(packed: Packed) -> list[str]:
         f"terms        {manifest.terms.licence}; attribution: {manifest.terms.attribution or 'none'}; purpose: "
         f"{manifest.terms.purpose or 'any that the licence allows'}",
         f"signed by    {manifest.owner}",
-        "stays here   the documents, the statistics of their text, the optimiser's state",
+        "stays here   the documents, the optimiser's state, all statistics of their text but those named above",
         *_proxies(packed),
     ]
 
