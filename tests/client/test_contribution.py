@@ -182,7 +182,7 @@ def test_an_evaluation_leaves_sums_and_no_text(make_home, coordinator, tmp_path:
     assert report.rows["anchor"].bytes == sum(len(text.encode()) for text in held_out)
     told = report.diagnostics
     assert told is not None
-    assert told.problem({"anchor", "medicine"}, ("anchor", "expert:medicine", "composite")) is None
+    assert told.problem({"anchor", "medicine"}, ("anchor", "expert:medicine", "composite"), layers=2) is None
     assert set(told.model_dump()) == {"tokens", "layers", "positions"}
     assert sum(told.positions["expert:medicine"].nats) == pytest.approx(report.rows["expert:medicine"].nats)
 

@@ -50,6 +50,7 @@ def test_a_tilde_in_a_quoted_pattern_is_the_home_directory(charter_file: Path, t
     [
         ({"name": "Medicine"}, "name: String should match pattern"),
         ({"name": "anchor"}, "'anchor' names a row"),
+        ({"name": "average"}, "'average' names a row"),
         ({"settings": ("steps=7",)}, "section.key=value"),
         ({"settings": ("training.steps",)}, "section.key=value"),
         ({"settings": ("name.x=7",)}, "section.key=value"),

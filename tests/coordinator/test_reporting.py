@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,9 @@ from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.reporting import report_of
 from motet.coordinator.run_record import RunRecord
+from motet.protocols.canonical import canonical_json, hex_of
 from motet.protocols.contribution import EvaluationReport, Score
-from motet.protocols.errors import AssemblyError, DocumentError
+from motet.protocols.errors import AssemblyError, DocumentError, MotetError
 from motet.protocols.evaluation.diagnosis import Diagnostics, LayerSums
 from motet.protocols.evaluation.positions import Positions
 from motet.protocols.evaluation.reliability import Histogram
@@ -42,10 +45,10 @@ def both(federation: Federation, admit_quickly: Admit, medicine: object, law: ob
     return federation.assemble().digest
 
 
-def evaluate(
+def evaluated(
     federation: Federation, owner: object, composite: str, nats: float = 11.090354888959125, **changes: object
-) -> None:
-    """Report 2 bits per byte in every row."""
+) -> EvaluationReport:
+    """A report of 2 bits per byte in every row."""
     members = tuple(member.name for member in federation.composites()[composite].members)
     score = Score(nats=nats, bytes=8, documents=2, bits_per_byte_variance=0.25)
     values = {
@@ -55,7 +58,12 @@ def evaluate(
         "domain": owner.name,
         "rows": dict.fromkeys(row_names(members), score),
     }
-    federation.keep_evaluation(seal(EvaluationReport.model_validate(values | changes), owner.key))
+    return EvaluationReport.model_validate(values | changes)
+
+
+def evaluate(federation: Federation, owner: object, composite: str, **changes: object) -> None:
+    """The coordinator gets such a report."""
+    federation.keep_evaluation(seal(evaluated(federation, owner, composite, **changes), owner.key))
 
 
 def told(experts: tuple[str, ...], row: str = "composite") -> Diagnostics:
@@ -151,6 +159,11 @@ def test_shapley_values_need_every_set_of_everybody(
 def test_sections_that_do_not_fit_the_composite_are_refused(federation: Federation, both: str, law: object) -> None:
     wrong = {
         "gate mass for anchor, law": {"diagnostics": told(("anchor", "law"))},
+        "gates of 1 layers, wanted 2 as the anchor has": {
+            "diagnostics": told(("anchor", "law", "medicine")).model_copy(
+                update={"layers": told(("anchor", "law", "medicine")).layers[:1]}
+            )
+        },
         "loss by position of expert:medicine": {"diagnostics": told(("anchor", "law", "medicine"), "expert:medicine")},
         "the row set:law missing or too many": {
             "rows": dict.fromkeys(
@@ -162,6 +175,82 @@ def test_sections_that_do_not_fit_the_composite_are_refused(federation: Federati
     for message, changes in wrong.items():
         with pytest.raises(DocumentError, match=message):
             evaluate(federation, law, both, **changes)
+
+
+def changed(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """The document with one more value, or another, at a path; "every" is each place there."""
+    whole = deepcopy(document)
+    places = [whole]
+    *parents, last = path.split("/")
+    for key in parents:
+        places = [
+            child
+            for place in places
+            for child in (place.values() if key == "every" else [place[int(key) if isinstance(place, list) else key]])
+        ]
+    for place in places:
+        place[int(last) if isinstance(place, list) else last] = value
+    return whole
+
+
+LAYER = "diagnostics/layers/0"
+HOSTILE = {
+    "a text that took nothing": ("rows/every/nats", 0.0),
+    "a text that took next to nothing": ("rows/every/nats", 5e-324),
+    "a row beyond a float": ("rows/anchor/nats", 1.7e308),
+    "bytes beyond a float": ("rows/anchor/bytes", 10**400),
+    "bytes beyond Python's own limit": ("rows/composite/bytes", int("9" * 4000)),
+    "a variance beyond a float": ("rows/every/bits_per_byte_variance", 1.7e308),
+    "a row that colours the terminal": ("rows/\x1b[31mred", {"nats": 1.0}),
+    "another depth": ("diagnostics/layers", lambda layers: [*layers, layers[0]]),
+    "no depth": ("diagnostics/layers", []),
+    "no positions": ("diagnostics/positions", {}),
+    "a position beyond a float": ("diagnostics/positions/composite/nats", [1.7e308]),
+    "tokens beyond a float": ("diagnostics/tokens", 10**400),
+    "a bin beyond a float": (f"{LAYER}/histograms/law/tokens/3", 10**400),
+    "mass beyond a float": (f"{LAYER}/mass/law", 1.7e308),
+    "negative mass": (f"{LAYER}/mass/law", -5.0),
+    "more mass than tokens": (f"{LAYER}/mass/law", 1.5),
+    "entropy beyond a float": (f"{LAYER}/entropy", 1.7e308),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_no_owner_keeps_the_others_from_their_report(
+    federation: Federation, both: str, law: object, medicine: object, tmp_path: Path, what: str
+) -> None:
+    evaluate(federation, medicine, both, diagnostics=told(("anchor", "law", "medicine")))
+    document = evaluated(federation, law, both, diagnostics=told(("anchor", "law", "medicine"))).as_json()
+    path, value = HOSTILE[what]
+    value = value(document["diagnostics"]["layers"]) if callable(value) else value
+    payload = canonical_json(changed(document, path, value))
+    signature = law.key.sign("motet.evaluation/1", payload)
+    signed = Signed(purpose="motet.evaluation/1", payload=payload.decode(), key=law.key.public, signature=signature)
+    with pytest.raises(MotetError):
+        federation.keep_evaluation(signed)
+
+    kept = federation.home.evaluations_directory / hex_of(both) / f"{hex_of(law.key.public)}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(signed.canonical())  # as a release that did not check so kept it
+    report = report_of(federation, both)
+    assert report.domains == ("public", "medicine")
+    page = report.evaluation
+    assert page is not None
+    assert [
+        line for line in page.notes if line.startswith("The evaluation of law is left out: ") and line.isprintable()
+    ]
+    assert all((page.html(), page.markdown(), page.lines(), report.table()))
+
+
+def test_the_command_says_whose_evaluation_is_left_out(
+    federation: Federation, both: str, law: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(federation, law, both)
+    (kept,) = federation.home.evaluations_directory.glob("*/*.json")
+    kept.write_bytes(kept.read_bytes().replace(b"11.09", b"99.09"))
+    federation.close()
+    commands.report(federation.home.path)
+    assert "! The evaluation of law is left out: the signature of ed25519:" in capsys.readouterr().out
 
 
 def test_the_command_prints_and_writes_the_page(

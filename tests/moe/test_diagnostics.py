@@ -1,4 +1,4 @@
-"""Diagnostics: sums that equal a loop over tokens, whatever the batches, and a model left as it was."""
+"""Diagnostics: sums that equal a loop over tokens, whatever the batches, none over few, and a model left as it was."""
 
 import math
 from pathlib import Path
@@ -13,6 +13,8 @@ from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
 from motet.moe.routing import RoutingRows
 from motet.moe.scoring import score_windows, windows_of
+from motet.protocols.evaluation.positions import Positions
+from motet.protocols.evaluation.reliability import Histogram
 
 DOCUMENTS = ["short", "a longer document, cut into several windows " * 2, "Ödem, 心臓, 🫀", "b" * 15]
 LENGTH = 24
@@ -73,8 +75,10 @@ def test_gate_sums_equal_a_loop_over_tokens(composite: MotetForCausalLM, anchor:
         for number, name in enumerate(composite.config.names):
             weights = [token[number] for token in tokens]
             assert layer.mass[name] == pytest.approx(sum(weights), rel=1e-4)
-            counts = [sum(1 for weight in weights if min(9, int(weight * 10)) == place) for place in range(10)]
-            assert sum(abs(a - b) for a, b in zip(layer.histograms[name].tokens, counts, strict=True)) <= 2
+            bins = [[weight for weight in weights if min(9, int(weight * 10)) == place] for place in range(10)]
+            fine = Histogram(tokens=tuple(map(len, bins)), mass=tuple(map(sum, bins)))
+            assert layer.histograms[name].tokens == fine.coarse().tokens
+            assert min(count for count in layer.histograms[name].tokens if count) >= 10
             assert sum(layer.histograms[name].mass) == pytest.approx(layer.mass[name], abs=1e-4)
         assert sum(layer.mass.values()) == pytest.approx(watch.tokens, rel=1e-5)
         entropy = sum(-weight * math.log(weight) for token in tokens for weight in token if weight > 0)
@@ -90,8 +94,20 @@ def test_loss_by_position_equals_a_loop_over_tokens(composite: MotetForCausalLM,
         nats[place] += loss
         tokens[place] += 1
     found = watched(composite, anchor, batch_size=3).positions()
-    assert list(found.tokens) == tokens
-    assert list(found.nats) == pytest.approx(nats, rel=1e-5)
+    wanted = Positions(nats=tuple(nats), tokens=tuple(tokens)).coarse()
+    assert found.tokens == wanted.tokens
+    assert list(found.nats) == pytest.approx(wanted.nats, rel=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(9, ()), (10, (0, 0, 10, 0)), (26, (0, 0, 0, 16, 10))])
+def test_no_sum_over_few_tokens_is_told(composite: MotetForCausalLM, tokens: int, told: tuple[int, ...]) -> None:
+    watch, ids = Watch(composite.config.names), torch.arange(tokens)[None] + 1
+    with watch.gates(composite), torch.no_grad():
+        composite(ids)
+        watch.note(torch.ones(1, tokens, dtype=torch.float64), torch.ones(1, tokens, dtype=torch.bool))
+    assert watch.tokens == tokens
+    assert watch.positions().tokens == told
+    assert bool(watch.layers()) == bool(told)
 
 
 def test_batches_and_their_padding_change_nothing(composite: MotetForCausalLM, anchor: Anchor) -> None:

@@ -131,8 +131,16 @@ def test_an_examination_is_the_rows_and_sums_over_the_same_tokens(composite_dire
     assert set(found.diagnostics.positions) == {"anchor", "expert:law", "composite"}
     for row, positions in found.diagnostics.positions.items():
         assert sum(positions.nats) == pytest.approx(found.rows[row].nats)
-    strangers = examine(composite_directory, DOCUMENTS[:1], sequence_length=16)
+    strangers = examine(composite_directory, DOCUMENTS[1:2], sequence_length=16)
     assert set(strangers.diagnostics.positions) == {"anchor", "composite"}
+
+
+def test_of_a_text_of_few_tokens_only_the_rows_are_told(composite_directory: Path, anchor: Anchor) -> None:
+    few, enough = (examine(composite_directory, ["a" * count], sequence_length=16) for count in (9, 10))
+    assert len(anchor.tokenizer()("a" * 10)["input_ids"]) == 10
+    assert set(few.rows) == set(enough.rows)
+    assert few.diagnostics is None
+    assert enough.diagnostics.positions["composite"].tokens == (0, 0, 10, 0)
 
 
 def test_every_expert_set_equals_a_composite_that_never_had_the_others(anchor: Anchor, tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ from motet.protocols.canonical import (
 from motet.protocols.charter import AnchorPin, Charter
 from motet.protocols.codec.frames import FrameWriter
 from motet.protocols.codec.header import Header
-from motet.protocols.contribution import Contribution, JoinRequest, Score
+from motet.protocols.contribution import RESERVED_NAMES, Contribution, JoinRequest, Score
 from motet.protocols.documents import MAX_DOCUMENT_BYTES, Document, read_toml
 from motet.protocols.errors import ConfigurationError, DocumentError, StorageError
+from motet.protocols.report import row_names
+from motet.protocols.report_page import Column, page_of
 from motet.protocols.tensor_files import TensorWriter
 
 ZEROS = "sha256:" + "0" * 64
@@ -119,7 +121,7 @@ def test_documents_do_not_change() -> None:
         Note(text="a").text = "b"
 
 
-@pytest.mark.parametrize("name", ["", "Medicine", "1st", "a/b", "../x", "a b", "a" * 64, "a\n", "anchor", "public"])
+@pytest.mark.parametrize("name", ["", "Medicine", "1st", "a/b", "../x", "a b", "a" * 64, "a\n", "anchor", "average"])
 def test_names_that_would_not_be_safe(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         JoinRequest(charter=ZEROS, name=name, owner=OWNER, flower_key="")
@@ -134,6 +136,14 @@ def test_digests_that_are_none(digest: str) -> None:
 def test_scores_are_finite() -> None:
     with pytest.raises(ValueError, match="finite"):
         Score(nats=math.inf, bytes=1, documents=1, bits_per_byte_variance=0)
+
+
+def test_no_expert_is_called_as_a_row_or_a_column_of_the_report() -> None:
+    score = Score(nats=1.0, bytes=1, documents=1, bits_per_byte_variance=0)
+    measured = Column(rows=dict.fromkeys(row_names(("law",)), score))
+    page = page_of({"public": measured, "law": measured}, ["law"])
+    taken = {*page.systems, *page.systems["anchor"]} - {"law"}
+    assert {name for name in taken if ":" not in name} == set(RESERVED_NAMES)
 
 
 def charter() -> Charter:

@@ -138,3 +138,23 @@ def test_an_owners_own_page_is_routing_and_positions() -> None:
     assert "Mean gate mass by text and expert, layer 1" in text
     assert "Bits per token by system and tokens before, law" in text
     assert page.systems == {}
+
+
+def test_what_a_domain_tells_of_other_gates_is_left_out_and_said() -> None:
+    odd = gate("law")
+    for layers in ((), odd.layers[:1], (*odd.layers, odd.layers[0])):
+        given = columns()
+        given["law"] = Column(rows=given["law"].rows, diagnostics=odd.model_copy(update={"layers": layers}))
+        page = page_of(given, MEMBERS)
+        assert set(page.routing) == set(page.positions) == set(DOMAINS) - {"law"}
+        assert page.notes[-1].startswith(
+            f"What law told of its gates and positions is left out: saw gates of {len(layers)}"
+        )
+        assert all((page.html(), page.markdown(), page.lines()))
+    assert len(page_of(columns(), MEMBERS).notes) == 1
+
+
+def test_positions_that_were_not_told_make_no_section() -> None:
+    silent = gate("law").model_copy(update={"positions": {}})
+    assert page_of_own("law", silent).positions == {}
+    assert page_of_own("law", silent).lines()

@@ -20,6 +20,7 @@ from motet.protocols.composite_manifest import CompositeManifest, read_composite
 from motet.protocols.contribution import EvaluationReport
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
 from motet.protocols.errors import AnchorMismatch, AssemblyError
+from motet.protocols.evaluation.sums import LEAST_TOKENS
 from motet.protocols.locks import locked
 from motet.protocols.report import row_names
 from motet.protocols.signing import Signed, seal
@@ -144,6 +145,6 @@ def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> No
 
 def _answer_file(home: OwnerHome, composite: str, corpus: Corpus, sets: bool) -> Path:
     window = home.config.training.sequence_length
-    text = {"corpus": corpus.digest, "sequence_length": window, "domain": home.config.name}
+    text = {"corpus": corpus.digest, "sequence_length": window, "domain": home.config.name, "least": LEAST_TOKENS}
     key = digest_of({"composite": composite, "charter": home.charter.digest, **text} | ({"sets": True} if sets else {}))
     return home.work / "evaluations" / f"{hex_of(key)}.json"

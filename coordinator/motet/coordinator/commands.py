@@ -233,12 +233,14 @@ def report(
     from motet.coordinator.federation import Federation
     from motet.coordinator.reporting import report_of
     from motet.protocols.canonical import write_atomically
+    from motet.protocols.report_page import INTERVALS
 
     with Federation.open(directory) as federation:
         found = report_of(federation, composite)
     lines = [*found.table(), "", *found.wire_table()]
     if found.evaluation is not None:
-        lines += ["", *found.evaluation.lines()]
+        warnings = [f"! {line}" for line in found.evaluation.notes if line != INTERVALS]
+        lines += [*(["", *warnings] if warnings else []), "", *found.evaluation.lines()]
         if html is not None:
             write_atomically(html, found.evaluation.html().encode())
         if markdown is not None:

@@ -1,6 +1,6 @@
 """What was measured of composites: whether an owner's report fits, and what the coordinator scored of public text.
 
-require_fitting(report, manifest)                  # DocumentError says which row or section does not belong
+require_fitting(report, manifest, layers=2)        # DocumentError says which row or section does not belong
 public = PublicScores(home.evaluations_directory / hex_of(composite))
 public.rows(), public.diagnostics()
 """
@@ -21,8 +21,8 @@ from motet.protocols.evaluation.shares import MAX_EXPERTS
 from motet.protocols.report import row_names
 
 
-def require_fitting(report: EvaluationReport, composite: CompositeManifest) -> None:
-    """Raise DocumentError unless rows and sections are those of a report on this composite."""
+def require_fitting(report: EvaluationReport, composite: CompositeManifest, *, layers: int) -> None:
+    """Raise DocumentError unless rows and sections are those of a report on this composite of so many layers."""
     members = tuple(member.name for member in composite.members)
     sets = any(row.startswith("set:") for row in report.rows)
     rows = row_names(members, sets=sets and len(members) <= MAX_EXPERTS)
@@ -33,9 +33,16 @@ def require_fitting(report: EvaluationReport, composite: CompositeManifest) -> N
         )
     if report.diagnostics is None:
         return
-    problem = report.diagnostics.problem({"anchor", *members}, ("anchor", f"expert:{report.domain}", "composite"))
+    wanted = ("anchor", f"expert:{report.domain}", "composite")
+    problem = report.diagnostics.problem({"anchor", *members}, wanted, layers=layers)
     if problem is not None:
         raise DocumentError(f"saw an evaluation with {problem}; update motet there and evaluate again")
+
+
+def left_out(owner: str, error: DocumentError) -> str:
+    """The line that says whose kept evaluation does not count, and why; it may quote what the owner wrote."""
+    line = f"The evaluation of {owner} is left out: {error}."
+    return "".join(letter if letter.isprintable() else " " for letter in line)[:500]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,11 @@ class PublicScores:
         except ValidationError as error:
             raise DocumentError(f"{kept} is damaged: {first_problem(error)}; remove it and public.json") from error
 
-    def keep(self, rows: dict[str, Score], diagnostics: Diagnostics) -> None:
+    def keep(self, rows: dict[str, Score], diagnostics: Diagnostics | None) -> None:
         """Write both down; the rows last, since they say that all is there."""
-        write_atomically(
-            self.directory / "public-diagnostics.json", canonical_json(diagnostics.model_dump(mode="json"))
-        )
+        if diagnostics is not None:
+            write_atomically(
+                self.directory / "public-diagnostics.json", canonical_json(diagnostics.model_dump(mode="json"))
+            )
         document = {row: score.model_dump(mode="json") for row, score in rows.items()}
         write_atomically(self.directory / "public.json", json.dumps(document, sort_keys=True).encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from motet.coordinator.composite_store import CompositeStore
-from motet.coordinator.evaluations import PublicScores, require_fitting
+from motet.coordinator.evaluations import PublicScores, left_out, require_fitting
 from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.coordinator.public_text import PublicText
@@ -171,17 +171,32 @@ class Federation:
         manifest = self.composites().get(report.composite)
         if manifest is None:
             raise DocumentError(f"saw an evaluation of composite {report.composite}, which was not assembled here")
-        require_fitting(report, manifest)
+        require_fitting(report, manifest, layers=self.home.anchor_manifest.layers)
         write_atomically(self._evaluation_file(report.composite, report.owner), signed.canonical())
         return report
 
-    def evaluations(self, composite: str) -> dict[str, EvaluationReport]:
-        """Owner's public key -> report on the composite of this digest, every signature checked again."""
+    def evaluations(
+        self, composite: str, *, on_unfit: Callable[[str], None] = lambda line: None
+    ) -> dict[str, EvaluationReport]:
+        """Owner's public key -> report on the composite of this digest, every one checked again.
+
+        One that does not hold, such as an earlier release may have kept, is left out: `on_unfit` is told whose and why.
+        """
+        manifest = self.composites().get(composite)
+        if manifest is None:
+            return {}
         found = {}
-        for owner in self._standing.owners:
+        for owner, request in self._standing.owners.items():
             path = self._evaluation_file(composite, owner)
-            if path.exists():
-                found[owner] = Signed.parse(path.read_bytes()).open(EvaluationReport, by=owner)
+            if not path.exists():
+                continue
+            try:
+                report = Signed.parse(path.read_bytes()).open(EvaluationReport, by=owner)
+                require_fitting(report, manifest, layers=self.home.anchor_manifest.layers)
+            except DocumentError as error:
+                on_unfit(left_out(request.name, error))
+            else:
+                found[owner] = report
         return found
 
     def score_public(

@@ -13,14 +13,16 @@ from motet.protocols.canonical import hex_of
 from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.contribution import EvaluationReport, Score
 from motet.protocols.errors import AssemblyError
-from motet.protocols.report import PUBLIC, Report, Wire, row_names
+from motet.protocols.evaluation.losses import PUBLIC
+from motet.protocols.report import Report, Wire, row_names
 from motet.protocols.report_page import Column, page_of
 
 
 def report_of(federation: Federation, composite: str | None = None) -> Report:
     """What was measured of a composite: public text by the coordinator, every domain by its owner.
 
-    A member whose owner has not evaluated yet has rows but no column.
+    A member whose owner has not evaluated yet, or whose evaluation does not hold, has rows but no column; the page's
+    notes name the latter.
 
     Args:
         federation: an open one.
@@ -34,18 +36,22 @@ def report_of(federation: Federation, composite: str | None = None) -> Report:
     if manifest is None:
         raise AssemblyError(f"saw no composite {digest}; `motet assemble` makes one, `motet report` shows the newest")
     members = [member.name for member in manifest.members]
-    reports = {report.domain: report for report in federation.evaluations(digest).values()}
+    notes: list[str] = []
+    reports = {report.domain: report for report in federation.evaluations(digest, on_unfit=notes.append).values()}
     scores = {PUBLIC: federation.score_public(digest)} | _by_owner(members, reports)
     rows = row_names(tuple(members))
     return Report(
         domains=tuple(scores),
-        bits_per_byte={row: {column: _bits(scores[column][row]) for column in scores} for row in rows},
+        bits_per_byte={row: {column: round(scores[column][row].bits_per_byte, 6) for column in scores} for row in rows},
         standard_error={row: {column: _error(scores[column][row]) for column in scores} for row in rows},
         wire=_wire(federation, manifest),
         seconds={},
         composite=summary_of(federation, manifest),
         evaluation=page_of(
-            _columns(federation, digest, scores, reports), sorted(members), title=f"Composite {hex_of(digest)[:12]}"
+            _columns(federation, digest, scores, reports),
+            sorted(members),
+            title=f"Composite {hex_of(digest)[:12]}",
+            notes=notes,
         ),
     )
 
@@ -69,10 +75,6 @@ def _newest(federation: Federation) -> str:
 
 def _by_owner(members: list[str], reports: dict[str, EvaluationReport]) -> dict[str, dict[str, Score]]:
     return {name: reports[name].rows for name in sorted(members) if name in reports}
-
-
-def _bits(score: Score) -> float:
-    return round(score.nats / math.log(2) / score.bytes, 6)
 
 
 def _error(score: Score) -> float:

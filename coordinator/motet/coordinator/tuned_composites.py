@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from motet.coordinator.federation import Federation
 from motet.protocols.composite_manifest import Tuning, membership_of
 from motet.protocols.errors import AssemblyError
-from motet.protocols.report import PUBLIC
+from motet.protocols.evaluation.losses import PUBLIC
 
 if TYPE_CHECKING:
     from pathlib import Path

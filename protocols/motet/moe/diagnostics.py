@@ -1,6 +1,7 @@
 """What the gates of a composite do with a text: sums, taken while its windows are scored anyway.
 
-Guarantees: what is kept is sums over scored tokens, never a token's own figure; the model is left as it was.
+Guarantees: what is told is sums over at least 10 scored tokens each (`LEAST_TOKENS`), never a token's own figure, and
+nothing of a text that has fewer; the model is left as it was.
 
     watch = Watch(model.config.names)
     with watch.gates(model):
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from motet.protocols.evaluation.diagnosis import LayerSums
 from motet.protocols.evaluation.positions import MAX_BUCKETS, Positions
 from motet.protocols.evaluation.reliability import BINS, Histogram
+from motet.protocols.evaluation.sums import LEAST_TOKENS
 
 DIGITS = 6
 """Decimal places that sums are rounded to; the arithmetic promises no more."""
@@ -62,16 +64,18 @@ class Watch:
             self._sums.setdefault(layer, _GateSums(len(self._experts))).add(weights.cpu().double()[scored.flatten()])
 
     def positions(self) -> Positions:
-        """The loss by position in the prefix of the window."""
-        nats, tokens = self._by_position.tolist()
+        """The loss by position in the prefix of the window; a bucket of few tokens joins one beside it."""
+        nats, tokens = self._by_position.tolist() if self.tokens >= LEAST_TOKENS else ([], [])
         used = max((place + 1 for place, count in enumerate(tokens) if count), default=0)
         return Positions(
             nats=tuple(round(value, DIGITS) for value in nats[:used]),
             tokens=tuple(int(count) for count in tokens[:used]),
-        )
+        ).coarse()
 
     def layers(self) -> tuple[LayerSums, ...]:
-        """What the gates did, layer by layer; nothing if none was looked at."""
+        """What the gates did, layer by layer, bins of few tokens joined; nothing if none was looked at."""
+        if self.tokens < LEAST_TOKENS:
+            return ()
         return tuple(self._sums[layer].named(self._experts) for layer in sorted(self._sums))
 
 
@@ -100,7 +104,7 @@ class _GateSums:
             histograms[name] = Histogram(
                 tokens=tuple(int(count) for count in self.tokens[own].tolist()),
                 mass=tuple(round(mass, DIGITS) for mass in self.bins[own].tolist()),
-            )
+            ).coarse()
         mass = {name: round(float(value), DIGITS) for name, value in zip(experts, self.mass, strict=True)}
         return LayerSums(mass=mass, entropy=round(max(0.0, self.entropy), DIGITS), histograms=histograms)
 

@@ -29,6 +29,7 @@ from motet.moe.experts import soup
 from motet.protocols.contribution import Score
 from motet.protocols.errors import AssemblyError, DataError
 from motet.protocols.evaluation.diagnosis import Diagnostics
+from motet.protocols.evaluation.sums import LEAST_NATS, LEAST_TOKENS
 from motet.protocols.report import set_row, set_rows
 
 RESAMPLES = 1000
@@ -66,7 +67,8 @@ class Examination:
 
     rows: dict[str, Score]
     """As `score_rows`."""
-    diagnostics: Diagnostics
+    diagnostics: Diagnostics | None
+    """None of a text so short that even sums over all of it would say much of each token."""
 
 
 def windows_of(
@@ -148,7 +150,7 @@ def score(
 
 def bits_per_byte(score: Score) -> float:
     """Bits per UTF-8 byte."""
-    return score.nats / math.log(2) / score.bytes
+    return score.bits_per_byte
 
 
 def score_rows(
@@ -215,10 +217,15 @@ def examine(
     for row, scored in _rows(model, windows, _stored_dtype(composite), sets):
         on_row(row)
         rows[row] = scored(watches.get(row))
+    return Examination(rows=rows, diagnostics=_told(watches))
+
+
+def _told(watches: Mapping[str, Watch]) -> Diagnostics | None:
     whole = watches["composite"]
+    if whole.tokens < LEAST_TOKENS:
+        return None
     positions = {row: watch.positions() for row, watch in watches.items()}
-    diagnostics = Diagnostics(tokens=whole.tokens, layers=whole.layers(), positions=positions)
-    return Examination(rows=rows, diagnostics=diagnostics)
+    return Diagnostics(tokens=whole.tokens, layers=whole.layers(), positions=positions)
 
 
 def dense_model(composite: MotetForCausalLM, ffn: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -319,7 +326,7 @@ def _summed(nats: Tensor, sizes: Tensor) -> Score:
         ratios.append(nats[chosen].sum() / sizes[chosen].sum())
     resampled = torch.stack(ratios) / math.log(2)
     return Score(
-        nats=float(nats.sum()),
+        nats=max(LEAST_NATS, float(nats.sum())),
         bytes=int(sizes.sum()),
         documents=len(nats),
         bits_per_byte_variance=float(resampled.var(correction=0)),

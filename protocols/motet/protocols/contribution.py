@@ -5,6 +5,7 @@ signed = seal(manifest, key)
 manifest.digest                   # names the contribution everywhere, for ever
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -13,9 +14,11 @@ from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, PublicKey, Strict
 from motet.protocols.evaluation.diagnosis import Diagnostics
+from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
+from motet.protocols.evaluation.sums import LEAST_NATS, MOST_NATS
 
 MAX_BYTES = 1 << 42
-RESERVED_NAMES = ("anchor", "public", "soup", "composite")
+RESERVED_NAMES = ("anchor", PUBLIC, "soup", "composite", AVERAGE)
 """Rows and columns of every report: no expert is called so."""
 
 
@@ -117,13 +120,18 @@ class Withdrawal(Document):
 class Score(Strict):
     """A loss summed over held-out text, as far as it may leave the owner."""
 
-    nats: float = Field(ge=0)
+    nats: float = Field(ge=LEAST_NATS, le=MOST_NATS)
     """Summed negative log-likelihood, natural logarithm."""
-    bytes: int = Field(gt=0)
+    bytes: int = Field(gt=0, le=MAX_BYTES)
     """UTF-8 bytes scored."""
-    documents: int = Field(ge=1)
-    bits_per_byte_variance: float = Field(ge=0)
+    documents: int = Field(ge=1, le=MAX_BYTES)
+    bits_per_byte_variance: float = Field(ge=0, le=MOST_NATS**2)
     """Variance of the bits per byte under resampling of documents (bootstrap)."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per UTF-8 byte."""
+        return self.nats / math.log(2) / self.bytes
 
 
 class EvaluationReport(Document):

@@ -16,7 +16,6 @@ from motet.protocols.documents import Document, Name, Strict
 from motet.protocols.evaluation.page import Evaluation
 from motet.protocols.evaluation.shares import subsets
 
-PUBLIC = "public"
 OPT_OUT_COST = 0.05
 """Bits per byte that leaving an expert out must cost its own domain for the expert to count as worth having."""
 

@@ -36,19 +36,21 @@ def page_of(
 ) -> Evaluation:
     """The page over all columns, public text and every owner's; a section that was not measured stays empty.
 
+    What a domain tells of other gates than the first one does is left out, and a note says so.
+
     Args:
         columns: domain -> what was measured on it.
         members: the composite's experts; each is also the name of its owner's domain.
         title, notes: of the page.
     """
     rows = row_names(tuple(members))
-    bits = {row: {domain: _bits(column.rows[row]) for domain, column in columns.items()} for row in rows}
+    bits = {row: {domain: column.rows[row].bits_per_byte for domain, column in columns.items()} for row in rows}
     systems = {row: {**cells, AVERAGE: sum(cells.values()) / len(cells)} for row, cells in bits.items()}
     measured = [name for name in members if name in columns]
-    told = {domain: column.diagnostics for domain, column in columns.items() if column.diagnostics is not None}
+    told, strange = _told(columns, members)
     return Evaluation(
         title=title,
-        notes=(INTERVALS, *notes),
+        notes=(INTERVALS, *notes, *strange),
         systems=systems,
         intervals={row: _intervals(systems[row], columns, row) for row in rows},
         gap_closed=_gaps(systems, measured),
@@ -66,7 +68,8 @@ def page_of(
 def page_of_own(domain: str, diagnostics: Diagnostics) -> Evaluation:
     """The page of what the gate does with one text, and of the loss by position in it."""
     told = {domain: diagnostics}
-    return Evaluation(routing=routing_of(told), entropy=entropy_of(told), positions={domain: _positions(diagnostics)})
+    positions = {domain: _positions(diagnostics)} if diagnostics.positions else {}
+    return Evaluation(routing=routing_of(told), entropy=entropy_of(told), positions=positions)
 
 
 def routing_of(told: Mapping[str, Diagnostics]) -> dict[str, tuple[dict[str, float], ...]]:
@@ -83,8 +86,17 @@ def entropy_of(told: Mapping[str, Diagnostics]) -> dict[str, tuple[float, ...]]:
     return {domain: tuple(layer.entropy / found.tokens for layer in found.layers) for domain, found in told.items()}
 
 
-def _bits(score: Score) -> float:
-    return score.nats / math.log(2) / score.bytes
+def _told(columns: Mapping[str, Column], members: Sequence[str]) -> tuple[dict[str, Diagnostics], list[str]]:
+    """Domain -> what was told of its text, and a note on each that does not fit; the first says how many layers."""
+    told = {domain: column.diagnostics for domain, column in columns.items() if column.diagnostics is not None}
+    layers = next((len(found.layers) for found in told.values()), 0)
+    notes = []
+    for domain, found in list(told.items()):
+        rows = ("anchor", f"expert:{domain}", "composite")
+        if problem := found.problem({"anchor", *members}, rows, layers=layers):
+            notes.append(f"What {domain} told of its gates and positions is left out: saw {problem}.")
+            del told[domain]
+    return told, notes
 
 
 def _intervals(cells: Mapping[str, float], columns: Mapping[str, Column], row: str) -> dict[str, tuple[float, float]]:
@@ -139,7 +151,7 @@ def _shapley(columns: Mapping[str, Column], members: Sequence[str]) -> Cells:
         return {}
     return _with_average(
         {
-            domain: shapley({chosen: -_bits(column.rows[row]) for chosen, row in named.items()})
+            domain: shapley({chosen: -column.rows[row].bits_per_byte for chosen, row in named.items()})
             for domain, column in columns.items()
         }
     )
@@ -152,7 +164,7 @@ def _leave_one_out(columns: Mapping[str, Column], members: Sequence[str]) -> Cel
     named = {chosen: row_of_set(chosen, members) for chosen in (everyone, *(everyone - {name} for name in members))}
     return _with_average(
         {
-            domain: leave_one_out({chosen: -_bits(column.rows[row]) for chosen, row in named.items()})
+            domain: leave_one_out({chosen: -column.rows[row].bits_per_byte for chosen, row in named.items()})
             for domain, column in columns.items()
         }
     )

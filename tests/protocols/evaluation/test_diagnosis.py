@@ -25,13 +25,23 @@ def found(**changes: Any) -> Diagnostics:
 
 
 def test_what_fits_has_no_problem() -> None:
-    assert found().problem({"anchor", "law"}, ("anchor", "composite")) is None
-    assert found(layers=(), positions={}).problem({"anchor"}, ()) is None
+    assert found().problem({"anchor", "law"}, ("anchor", "composite"), layers=1) is None
+    assert found(layers=()).problem({"anchor"}, ("composite",), layers=0) is None
 
 
-def test_other_experts_and_other_rows_are_named() -> None:
-    assert "layer 0 with gate mass for anchor, law" in str(found().problem({"anchor", "news"}, ("composite",)))
-    assert "loss by position of composite" in str(found().problem({"anchor", "law"}, ("anchor",)))
+def test_other_experts_other_rows_and_another_depth_are_named() -> None:
+    assert "layer 0 with gate mass for anchor, law" in str(
+        found().problem({"anchor", "news"}, ("composite",), layers=1)
+    )
+    assert "loss by position of composite" in str(found().problem({"anchor", "law"}, ("anchor",), layers=1))
+    assert "no loss by position" in str(found(positions={}).problem({"anchor", "law"}, ("anchor",), layers=1))
+    assert "gates of 1 layers, wanted 2" in str(found().problem({"anchor", "law"}, ("composite",), layers=2))
+
+
+@pytest.mark.parametrize("changes", [{"mass": {"anchor": 2.0, "law": 4.1}}, {"entropy": 8.1}])
+def test_more_than_weights_of_these_tokens_can_sum_to_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="more than 4 tokens can have"):
+        found(layers=(layer(**changes),))
 
 
 @pytest.mark.parametrize(

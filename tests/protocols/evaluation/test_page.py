@@ -18,6 +18,7 @@ from motet.protocols.evaluation import (
     opt_outs,
     reliability,
 )
+from motet.protocols.evaluation.tables import gap_table, routing_table
 
 CELLS = {
     "anchor": {"public": 2.0, "law": 4.0, "average": 3.0},
@@ -190,3 +191,11 @@ def test_positions_double_and_empty_buckets_are_left_out() -> None:
     buckets = Positions(nats=(1.0, 0.0, 3.0), tokens=(2, 0, 4)).buckets()
     assert [(bucket.first, bucket.last, bucket.tokens) for bucket in buckets] == [(0, 1, 2), (4, 7, 4)]
     assert buckets[0].bits_per_token == pytest.approx(0.5 / 0.6931471805599453)
+
+
+@pytest.mark.parametrize("name", ["mean", "worst", "entropy"])
+def test_a_domain_called_as_a_figure_keeps_its_own(name: str) -> None:
+    gaps = gap_table({"soup": {name: 0.5, "law": 0.1}})
+    assert [cell.text for _, cells in gaps.rows for cell in cells] == ["50.0%", "10.0%", "30.0%", "10.0%"]
+    routing = routing_table("layer 0", {"law": {name: 0.25}}, {"law": 1.0})
+    assert [cell.text for _, cells in routing.rows for cell in cells] == ["25.0%", "1.00 nats"]

@@ -12,6 +12,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from motet.protocols.documents import Strict
+from motet.protocols.evaluation.sums import Count, Nats, runs_of_enough
 
 MAX_BUCKETS = 32
 """More than any context."""
@@ -29,9 +30,9 @@ class Bucket(Strict):
 class Positions(Strict):
     """Summed loss by position."""
 
-    nats: tuple[float, ...] = Field(max_length=MAX_BUCKETS)
+    nats: tuple[Nats, ...] = Field(max_length=MAX_BUCKETS)
     """Bucket by bucket: summed negative log-likelihood, natural logarithm."""
-    tokens: tuple[int, ...] = Field(max_length=MAX_BUCKETS)
+    tokens: tuple[Count, ...] = Field(max_length=MAX_BUCKETS)
     """Bucket by bucket: how many tokens that is."""
 
     @model_validator(mode="after")
@@ -39,6 +40,15 @@ class Positions(Strict):
         if len(self.nats) != len(self.tokens) or min((*self.tokens, *self.nats), default=0) < 0:
             raise ValueError("wanted a sum of nats and a count of tokens for each bucket, none of them negative")
         return self
+
+    def coarse(self) -> Self:
+        """The same sums with no bucket of few tokens: neighbours join the one among them that has the most."""
+        nats, tokens = [0.0] * len(self.nats), [0] * len(self.tokens)
+        for run in runs_of_enough(self.tokens):
+            place = max(run, key=lambda bucket: self.tokens[bucket])
+            nats[place] = sum(self.nats[bucket] for bucket in run)
+            tokens[place] = sum(self.tokens[bucket] for bucket in run)
+        return type(self)(nats=tuple(nats), tokens=tuple(tokens))
 
     def buckets(self) -> tuple[Bucket, ...]:
         """The mean loss of every bucket that has tokens."""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from motet.protocols.documents import Strict
 from motet.protocols.errors import DataError
+from motet.protocols.evaluation.sums import Count, runs_of_enough
 
 BINS = 10
 """Of equal width over gate masses from 0 to 1; a mass of 1 lies in the last."""
@@ -22,7 +23,7 @@ BINS = 10
 class Histogram(Strict):
     """How the gate's mass for one expert is spread over the tokens of one domain."""
 
-    tokens: tuple[int, ...] = Field(min_length=BINS, max_length=BINS)
+    tokens: tuple[Count, ...] = Field(min_length=BINS, max_length=BINS)
     """How many tokens got a mass in each bin."""
     mass: tuple[float, ...] = Field(min_length=BINS, max_length=BINS)
     """The sum of those masses."""
@@ -34,6 +35,16 @@ class Histogram(Strict):
             if not (tokens >= 0 and tokens * place / BINS - slack <= mass <= tokens * (place + 1) / BINS + slack):
                 raise ValueError(f"bin {place}: {tokens} tokens cannot have a mass of {mass} together")
         return self
+
+    def coarse(self) -> Self:
+        """The same sums with no bin of few tokens: neighbours join in the one in which their mean mass lies."""
+        tokens, mass = [0] * BINS, [0.0] * BINS
+        for run in runs_of_enough(self.tokens):
+            held = [place for place in run if self.tokens[place]] or run
+            count, total = sum(self.tokens[place] for place in held), sum(self.mass[place] for place in held)
+            place = min(max(int(total / max(1, count) * BINS), held[0]), held[-1])
+            tokens[place], mass[place] = count, total
+        return type(self)(tokens=tuple(tokens), mass=tuple(mass))
 
 
 class Bin(Strict):

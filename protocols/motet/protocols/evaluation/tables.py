@@ -14,6 +14,8 @@ from motet.protocols.evaluation.reliability import BINS, Reliability
 
 SHADES = 8
 """How many shades there are, beside none."""
+MEAN, WORST, ENTROPY = "mean gap", "worst gap", "gate entropy"
+"""Columns beside those of domains or experts; a name has no space, so that none is called so."""
 Figures = Mapping[str, Mapping[str, float]]
 """Row -> column -> figure."""
 
@@ -64,10 +66,8 @@ def gap_table(gaps: Mapping[str, Mapping[str, float | None]]) -> Table:
     closed: dict[str, dict[str, float | None]] = {}
     for system, row in gaps.items():
         gap = summary(row)
-        closed[system] = (
-            {**row, "mean": None, "worst": None} if gap is None else {**row, "mean": gap.mean, "worst": gap.worst}
-        )
-    columns = (*columns_of(gaps.values()), "mean", "worst")
+        closed[system] = {**row, MEAN: None, WORST: None} if gap is None else {**row, MEAN: gap.mean, WORST: gap.worst}
+    columns = (*columns_of(gaps.values()), MEAN, WORST)
 
     def cell(system: str, column: str) -> Cell:
         value = closed[system].get(column)
@@ -106,12 +106,12 @@ def routing_table(layer: str, mass: Figures, entropy: Mapping[str, float]) -> Ta
     """Text x expert: mean gate mass in per cent, and the gate's entropy."""
 
     def cell(domain: str, column: str) -> Cell:
-        if column == "entropy":
+        if column == ENTROPY:
             return Cell(f"{entropy[domain]:.2f} nats") if domain in entropy else NOTHING
         value = mass[domain].get(column)
         return NOTHING if value is None else Cell(f"{value:.1%}", heat=shade(value, (0, 1)))
 
-    columns = (*columns_of(mass.values()), "entropy")
+    columns = (*columns_of(mass.values()), ENTROPY)
     return _table(f"Mean gate mass by text and expert, {layer}", "text", mass, columns, cell)
 
 
