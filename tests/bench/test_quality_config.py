@@ -46,6 +46,7 @@ def test_baselines_keep_one_order(tmp_path: Path) -> None:
         ('baselines = ["soup", "stew"]', "", r"baselines.*saw stew, wanted any of specialist, best-single"),
         ('baselines = ["oracle"]', "", r"oracle in baselines.*specialist"),
         ("", 'average = "a.jsonl"', r"domains.*average"),
+        ("", 'anchor = "a.jsonl"', r"domains.*anchor"),
         ("", 'Law = "a.jsonl"', r"domains\.Law"),
         ("", "[anchor]\nhidden_size = 100\nheads = 3", r"anchor\.hidden_size 100 and anchor\.heads 3"),
         ("", "[experts]\nsequence_length = 256", r"experts\.sequence_length 256 over anchor\.sequence_length 128"),

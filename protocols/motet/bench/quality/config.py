@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from motet.bench.quality.stages import File
 from motet.protocols.documents import Name, Strict, TomlFile
+from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 
 MERGING = (
     *("best-single", "soup", "greedy-soup", "task-arithmetic", "ties", "dare", "breadcrumbs", "atlas", "cma-es"),
@@ -26,8 +27,8 @@ BASELINES = (
     *MERGING,
     *("btm", "logit-average", "fedavg", "phatgoose", "joint", "joint-equal", "oracle"),
 )
-RESERVED = ("public", "average")
-"""Columns that are no owner's."""
+RESERVED = ("anchor", PUBLIC, AVERAGE)
+"""Columns that are no owner's, and the expert that is none's."""
 
 Kind = Literal["token", "filter", "embedding"]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
@@ -130,7 +131,7 @@ class QualityConfig(TomlFile):
     @classmethod
     def _are_owners(cls, value: dict[str, Path]) -> dict[str, Path]:
         if taken := [name for name in RESERVED if name in value]:
-            raise ValueError(f"saw a domain called {taken[0]}, which is a column of its own; rename it")
+            raise ValueError(f"saw a domain called {taken[0]}, which is an expert or a column of its own; rename it")
         return value
 
     @model_validator(mode="after")
