@@ -54,7 +54,7 @@ class Sent:
 def describe(packed: Packed, home: OwnerHome) -> list[str]:
     """What leaves when this contribution is sent, line by line, for the owner to agree to.
 
-    Raises CodecError when the update is damaged.
+    Raises TransferError when the update is not the one that was signed.
     """
     manifest = packed.contribution
     figures, told = manifest.bits_per_byte, told_evidence(packed, home)

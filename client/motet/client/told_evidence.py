@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
+from motet.protocols.canonical import file_digest
 from motet.protocols.codec import UpdateReader
 from motet.protocols.codec.numpy_kernels import NumpyKernels
+from motet.protocols.errors import TransferError
 from motet.protocols.expert_files import ROUTER_TOKENS
 
 SHOWN = 12
@@ -49,8 +51,13 @@ class ToldEvidence:
 def told_evidence(packed: Packed, home: OwnerHome) -> ToldEvidence | None:
     """What the table in the update tells; None if it is all zeros, as charters that route by no filter want it.
 
-    Raises CodecError when the update is damaged.
+    Raises TransferError when the update is not the one that was signed: what is shown is what leaves.
     """
+    if (saw := file_digest(packed.update)) != packed.contribution.update:
+        raise TransferError(
+            f"{packed.update}: saw {saw}, the manifest says {packed.contribution.update}; pack and sign the "
+            "contribution again"
+        )
     with UpdateReader(packed.update, paths=NumpyKernels()) as update:
         values = update.tensor(ROUTER_TOKENS)
     if not values.any():
