@@ -168,21 +168,27 @@ class Laboratory:
 
 
 def table(runs: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all seeds of one study give: bits per byte, gap closed, and paired differences to routing token by token."""
-    found = matrix(runs)
+    """What all seeds of one study give: bits per byte, gap closed, and paired differences to routing token by token.
+
+    Averages and differences are over the domains; further texts, which anchor and specialists were not scored on, stand
+    beside them.
+    """
+    domains = set(runs[0].get("anchor", next(iter(runs[0].values()))))
+    plain = [
+        {system: {name: row[name] for name in row if name in domains} for system, row in run.items()} for run in runs
+    ]
+    found, beside = matrix(plain), matrix(runs)
     gaps = gap_closed(found) if "specialist" in found else {}
     systems: dict[str, Any] = {}
     for system, row in found.items():
         gap = summary(gaps[system]) if system in gaps else None
         systems[system] = {
-            "bits_per_byte": row,
+            "bits_per_byte": beside[system] | row,
             "gap": None if gap is None else {"mean": gap.mean, "worst": gap.worst},
         }
         if "own token" in found and system not in ("own token", "specialist", "anchor"):
-            against = difference(runs, system, "own token").get("average")
-            systems[system]["against own token"] = (
-                None if against is None else [against.mean, against.low, against.high]
-            )
+            against = difference(plain, system, "own token")["average"]
+            systems[system]["against own token"] = [against.mean, against.low, against.high]
     return systems
 
 
