@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from motet.client.contribute import describe
 from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
 from motet.client.told_evidence import SHOWN, told_evidence
+from motet.protocols.canonical import file_digest
 from motet.protocols.codec import CodecSettings, UpdateReader, encode
 from motet.protocols.codec.changes import narrow
+from motet.protocols.errors import TransferError
 from motet.protocols.expert_files import ROUTER_TOKENS
 from motet.protocols.tensor_files import TensorSpec
 
@@ -42,8 +45,9 @@ def with_table(make_home: MakeHome, tmp_path: Path):
         values[list(told)] = list(told.values())
         spec = TensorSpec(name=ROUTER_TOKENS, dtype="BF16", shape=(VOCABULARY,))
         anchor = home.charter.anchor.digest
-        encode(tmp_path / "update.motetup", Table(values), [spec], CodecSettings(method="lossless"), anchor=anchor)
-        return Packed(folder=tmp_path, signed=None, contribution=None), home
+        path = tmp_path / "update.motetup"
+        encode(path, Table(values), [spec], CodecSettings(method="lossless"), anchor=anchor)
+        return Packed(folder=tmp_path, signed=None, contribution=SimpleNamespace(update=file_digest(path))), home
 
     return make
 
@@ -62,6 +66,13 @@ def test_what_cannot_be_printed_is_escaped(with_table) -> None:
         told = told_evidence(*with_table(dict.fromkeys(range(first, first + SHOWN), 1.0)))
         assert all(text.isprintable() and text[0] in "'\"" for text, _ in told.largest)
         assert all(line.isprintable() for line in told.lines())
+
+
+def test_a_file_that_was_changed_since_it_was_signed_is_not_shown(with_table) -> None:
+    packed, home = with_table({7: 1.0})
+    packed.update.write_bytes(packed.update.read_bytes()[:-1])
+    with pytest.raises(TransferError, match="pack and sign the contribution again"):
+        told_evidence(packed, home)
 
 
 def test_zeros_tell_nothing_and_a_table_of_less_names_none(with_table) -> None:
