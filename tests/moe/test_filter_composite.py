@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, StaticCache
 
 from motet.moe import MotetForCausalLM, compose, only
+from motet.moe.average import Average
 from motet.moe.evidence import Evidence
-from motet.moe.export import export_stock
+from motet.moe.export import export_stock, stock_average
 from motet.protocols.errors import AssemblyError, ExpertError, ExpertSetError
 
 from .conftest import NAMES, tiny_anchor, tiny_expert
@@ -25,16 +26,21 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
 def filtering(
-    names: Sequence[str] = NAMES, dtype: torch.dtype = torch.float32, *, top_k: int | None = None
+    names: Sequence[str] = NAMES,
+    dtype: torch.dtype = torch.float32,
+    *,
+    top_k: int | None = None,
+    evidence: Evidence | Average = EVIDENCE,
+    **changes: object,
 ) -> MotetForCausalLM:
     """These experts on the anchor that is always the same, each with evidence of its own."""
-    anchor = tiny_anchor().to(dtype)
+    anchor = tiny_anchor(**changes).to(dtype)
     experts = []
     for name in names:
-        expert, draw = tiny_expert(anchor, name), torch.Generator().manual_seed(len(name) + NAMES.index(name))
-        tokens = (torch.randn(96, generator=draw) * 16).round() / 8
+        expert, draw = tiny_expert(anchor, name), torch.Generator().manual_seed(NAMES.index(name))
+        tokens = (torch.randn(96, generator=draw) * 2).bfloat16().float()
         experts.append(dataclasses.replace(expert, rows=dataclasses.replace(expert.rows, tokens=tokens)))
-    return compose(anchor, experts, top_k=top_k, log_priors={"anchor": 0.5}, evidence=EVIDENCE)
+    return compose(anchor, experts, top_k=top_k, log_priors={"anchor": 0.5}, evidence=evidence)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def logits(model: torch.nn.Module, ids: Tensor, **kwargs: object) -> Tensor:
 @torch.no_grad()
 def belief(model: MotetForCausalLM, ids: Tensor, **kwargs: object) -> Tensor:
     """What the filter believes after every position: (batch, seq, experts)."""
-    return model(ids, use_cache=True, **kwargs).past_key_values.posteriors
+    return model(ids, use_cache=True, **kwargs).past_key_values.told
 
 
 def test_every_layer_is_weighed_by_the_filter(model: MotetForCausalLM, prompts) -> None:
@@ -91,7 +97,7 @@ def test_pieces_of_any_size_give_one_belief(model: MotetForCausalLM, prompts) ->
     with torch.no_grad():
         for piece in prompts.split([2, 1, 4, 2], dim=1):
             cache = model(piece, past_key_values=cache, use_cache=True).past_key_values
-    assert torch.equal(cache.posteriors, whole)
+    assert torch.equal(cache.told, whole)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -131,10 +137,10 @@ def test_a_cropped_cache_was_never_longer(model: MotetForCausalLM, prompts) -> N
     with torch.no_grad():
         cache = model(prompts, use_cache=True).past_key_values
         cache.crop(-4)
-        assert int(cache.get_seq_length()) == cache.posteriors.shape[1] == 5
+        assert int(cache.get_seq_length()) == cache.told.shape[1] == 5
         again = model(prompts[:, 2:4], past_key_values=cache).logits
     other = torch.cat([prompts[:, :5], prompts[:, 2:4]], dim=1)
-    assert torch.equal(cache.posteriors, belief(model, other))
+    assert torch.equal(cache.told, belief(model, other))
     assert torch.allclose(again, logits(model, other)[:, 5:], atol=1e-4)
 
 
@@ -143,19 +149,19 @@ def test_a_cache_cropped_to_nothing_begins_again(model: MotetForCausalLM, prompt
         cache = model(prompts, use_cache=True).past_key_values
         cache.crop(-9)
         again = model(prompts[:, :3], past_key_values=cache, expert_sets=["law"]).past_key_values
-    assert torch.equal(again.posteriors, belief(model, prompts[:, :3], expert_sets=["law"]))
+    assert torch.equal(again.told, belief(model, prompts[:, :3], expert_sets=["law"]))
 
 
 def test_belief_follows_the_rows_of_a_cache(model: MotetForCausalLM, prompts) -> None:
     with torch.no_grad():
         cache = model(prompts, use_cache=True, expert_sets=SETS).past_key_values
-    whole = cache.posteriors
+    whole = cache.told
     cache.reorder_cache(torch.tensor([2, 0, 0, 3]))
-    assert torch.equal(cache.posteriors, whole[[2, 0, 0, 3]])
+    assert torch.equal(cache.told, whole[[2, 0, 0, 3]])
     cache.batch_select_indices(torch.tensor([1, 3]))
     cache.batch_repeat_interleave(2)
     rows = [0, 0, 3, 3]
-    assert torch.equal(cache.posteriors, whole[rows])
+    assert torch.equal(cache.told, whole[rows])
     for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache)), cache):
         step = logits(model, prompts[:, :1], past_key_values=twin, expert_sets=[SETS[row] for row in rows])
         longer = torch.cat([prompts[rows], prompts[:, :1]], dim=1)
@@ -168,7 +174,7 @@ def test_a_cache_used_again_has_forgotten(model: MotetForCausalLM, prompts) -> N
     logits(model, prompts, past_key_values=cache, use_cache=True)
     cache.reset()
     logits(model, prompts[:, 3:6], past_key_values=cache, use_cache=True)
-    assert torch.equal(cache.posteriors, belief(model, prompts[:, 3:6]))
+    assert torch.equal(cache.told, belief(model, prompts[:, 3:6]))
 
 
 def test_an_assistant_changes_nothing(model: MotetForCausalLM, prompts) -> None:
@@ -209,7 +215,7 @@ def test_saved_and_loaded_it_is_the_same(prompts, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
-    assert (loaded.config.filter, loaded.config.priors) == (EVIDENCE, (0.5, 0.0, 0.0, 0.0))
+    assert (loaded.config.prefix, loaded.config.priors) == (EVIDENCE, (0.5, 0.0, 0.0, 0.0))
     assert loaded.state_dict().keys() == model.state_dict().keys()
     assert torch.equal(loaded.token_router.weight, model.token_router.weight)
     assert torch.equal(belief(loaded, prompts), belief(model, prompts))
@@ -253,14 +259,14 @@ def test_embeddings_without_tokens_are_refused(model: MotetForCausalLM, prompts)
         model.generate(inputs_embeds=embeddings, max_new_tokens=2)
 
 
-def test_the_stock_export_is_the_composite_without_its_filter(prompts, tmp_path: Path) -> None:
+def test_the_stock_export_averages_what_the_filter_follows(prompts, tmp_path: Path) -> None:
     filtering().save_pretrained(tmp_path / "native")
     export_stock(tmp_path / "native", tmp_path / "stock")
-    by_token = MotetForCausalLM.from_pretrained(tmp_path / "native", evidence=None)
-    assert by_token.token_router is None
+    average = stock_average(filtering().config, filtering().get_parameter)
+    averaging = MotetForCausalLM.from_pretrained(tmp_path / "native", evidence=dataclasses.asdict(average))
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert type(stock).__name__ == "FlexOlmoForCausalLM"
-    assert (logits(stock, prompts) - logits(by_token, prompts)).abs().max() <= 1e-4
+    assert (logits(stock, prompts) - logits(averaging, prompts)).abs().max() <= 1e-4
     assert (logits(stock, prompts) - logits(filtering(), prompts)).abs().max() > 0.1
 
 

@@ -1,4 +1,4 @@
-"""An owner's routing: the rows, and for a filter the evidence by token, that the charter's rules ask for.
+"""An owner's routing: the rows, and the evidence by token, that the charter's rules ask for.
 
 Made of the owner's text, the public text and the anchor alone, so that no other owner's coming or going changes them.
 
@@ -54,16 +54,30 @@ def make_rows(
     """
     if rules.kind == "embedding":
         return _embedding_rows(rules, anchor, own.train, public.train)
-    if rules.rows == "lda":
-        rows = lda_rows(*_given(statistics))
-    else:
-        _log.info("fitting the routing rows")
-        rows = logistic_rows(anchor, own.train, public.train, device=device)
-    if rules.kind == "token":
+    rows = _layers_rows(rules, anchor, own, public, statistics, device)
+    if not rules.counted:
         return rows
     tokenizer = anchor.tokenizer()
     counts = [TokenCounts.of(tokenizer, corpus.train) for corpus in (own, public)]
     return replace(rows, tokens=token_evidence(counts[0], counts[1], anchor.manifest.vocabulary_size))
+
+
+def _layers_rows(
+    rules: RoutingRules,
+    anchor: Anchor,
+    own: Corpus,
+    public: Corpus,
+    statistics: tuple[Statistics, Statistics] | None,
+    device: torch.device | str,
+) -> RoutingRows:
+    """What reads a position's hidden state; nothing does where rows read the average alone."""
+    if rules.rows == "average":
+        size = anchor.manifest.layers, anchor.manifest.hidden_size
+        return RoutingRows(weight=torch.zeros(size), bias=torch.zeros(size[0]))
+    if rules.rows == "lda":
+        return lda_rows(*_given(statistics))
+    _log.info("fitting the routing rows")
+    return logistic_rows(anchor, own.train, public.train, device=device)
 
 
 def save_rows(path: Path, rows: RoutingRows) -> None:

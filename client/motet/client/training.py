@@ -31,8 +31,8 @@ from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
 from motet.moe.composite import MotetForCausalLM, compose, router_tensor_names
-from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
+from motet.moe.prefix import evidence_of
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
 from motet.protocols.contribution import TrainingRecord
@@ -135,7 +135,7 @@ def expert_model(
     parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
     expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
     # Without the charter's priors: they weigh a composite, and may change later.
-    model = compose(anchor, [expert], evidence=Evidence.of(material.routing))
+    model = compose(anchor, [expert], evidence=evidence_of(material.routing))
     if material.routing.kind == "embedding":
         parameters |= {name: each for name, each in model.named_parameters() if ROUTER in name}
     for parameter in parameters.values():

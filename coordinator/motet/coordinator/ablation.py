@@ -184,7 +184,7 @@ def _assembled(
 ) -> Scores:
     """The composite under the charter's routing, as `motet report` would score it."""
     from motet.moe import ANCHOR, compose
-    from motet.moe.evidence import Evidence
+    from motet.moe.prefix import evidence_of
     from motet.moe.scoring import bits_per_byte, score_windows
 
     routing = federation.charter.routing
@@ -195,6 +195,6 @@ def _assembled(
         top_k=routing.top_k,
         normalise_top_k=routing.normalise_top_k,
         log_priors={ANCHOR: routing.log_prior_anchor} | {each.name: routing.log_prior_expert for each in experts},
-        evidence=Evidence.of(routing),
+        evidence=evidence_of(routing),
     )
     return {name: bits_per_byte(score_windows(composite, each)) for name, each in windows.items()}

@@ -53,7 +53,7 @@ class Findings(Strict):
     tensors: tuple[FoundTensor, ...] = ()
     """The header's tensors; decoded only if they are exactly those that are wanted."""
     evidence: FoundEvidence | None = None
-    """What the evidence by token showed; None if it was not decoded, or not looked at since no filter reads it."""
+    """What the evidence by token showed; None if it was not decoded, or not looked at since nothing reads it."""
     problem: str | None = None
     """Why the file cannot be read; None if all of it could that was looked at."""
     finite: bool = True
@@ -101,7 +101,7 @@ def examine_update(
         contribution: its manifest, examined before.
         findings: what its file holds.
         wanted: what an update for this anchor holds (`motet.protocols.expert_files.update_specs`).
-        charter: says which methods are admitted, and whether a filter reads the evidence by token.
+        charter: says which methods are admitted, and whether owners count evidence by token.
 
     Raises:
         AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "wrong-anchor", "wrong-base",
@@ -224,9 +224,9 @@ def _check_method(found: FoundTensor, contribution: Contribution, charter: Chart
 
 
 def _check_evidence(findings: Findings, table: FoundTensor, charter: Charter) -> None:
-    """Only what a filter's owner may tell, and no more than counting tokens can make of it."""
-    kind, largest = charter.routing.kind, table.largest or 0.0
-    if problem := evidence_problem(findings.evidence, largest=largest, kind=kind):
+    """Only what the charter asks an owner to tell, and no more than counting tokens can make of it."""
+    largest, counted = table.largest or 0.0, charter.routing.counted
+    if problem := evidence_problem(findings.evidence, largest=largest, counted=counted):
         raise _refusal("wrong-evidence", f"{problem}; make the rows again with motet, against the whole public text")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from motet.coordinator.router_file import TunedRouter, write_router
 from motet.moe.anchor import Anchor
 from motet.moe.config import ANCHOR
+from motet.moe.prefix import evidence_of, prefix_settings
 from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
 from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.composite_manifest import (
@@ -257,7 +258,7 @@ def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPo
         "dtype": stored.get("dtype", stored.get("torch_dtype")),
         "expert_names": [ANCHOR, *(member.name for member in members)],
         "model_type": "motet",
-        "evidence": routing.evidence,
+        "evidence": prefix_settings(evidence_of(routing), stored, anchor.tensor),
         "experts_per_token": routing.top_k,
         "log_priors": [routing.log_prior_anchor, *(routing.log_prior_expert for _ in members)],
         "normalise_top_k": routing.normalise_top_k,

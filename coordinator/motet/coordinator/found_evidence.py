@@ -7,7 +7,7 @@ they can; nothing is asked from below, since text in another script than the pub
 claims less only silences its own expert.
 
     found = FoundEvidence.of(values, public_tokens)         # in the child that reads the update
-    evidence_problem(found, largest=5.5, kind="filter")     # None, or why it is refused
+    evidence_problem(found, largest=5.5, counted=True)      # None, or why it is refused
 """
 
 import math
@@ -51,10 +51,10 @@ def _most(unseen: float) -> float:
     return SLACK * (math.exp(EVIDENCE_STEP / 2) + math.exp(-EVIDENCE_LIMIT) + unseen)
 
 
-def evidence_problem(found: FoundEvidence | None, *, largest: float, kind: str) -> str | None:
-    """Why a table whose largest magnitude is `largest` is refused under a charter of this kind; None if it is fine."""
-    if kind != "filter":
-        return None if largest == 0 else f"saw evidence by token, wanted zeros under a charter of kind '{kind}'"
+def evidence_problem(found: FoundEvidence | None, *, largest: float, counted: bool) -> str | None:
+    """Why a table whose largest magnitude is `largest` is refused, `counted` if the charter asks for one; else None."""
+    if not counted:
+        return None if largest == 0 else "saw evidence by token, wanted zeros under a charter that asks for none"
     if found is None:
         return "saw no look at the evidence by token, wanted one"
     if not found.stepped:

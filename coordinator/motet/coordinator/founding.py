@@ -68,7 +68,7 @@ def init(
         "training": training,
     }
     with _made_whole(path) as building:
-        pin = _publish(building, anchor_directory, public_text, counted=routing.kind == "filter")
+        pin = _publish(building, anchor_directory, public_text, counted=routing.counted)
         return _found(building, terms, pin, hosts)
 
 

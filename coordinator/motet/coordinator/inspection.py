@@ -59,7 +59,7 @@ def inspect(update: Path, home: CoordinatorHome) -> Findings:
     """
     seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
     arguments = [str(update), str(home.anchor_manifest_file), home.anchor_manifest.digest, str(seconds)]
-    if home.charter.routing.kind == "filter":
+    if home.charter.routing.counted:
         keep_public_tokens(home.public_tokens_file, home.anchor_directory, home.anchor_manifest.vocabulary_size)
         arguments.append(str(home.public_tokens_file))
     answer = run_child("motet.coordinator.inspection", arguments, cpu_seconds=seconds)

@@ -32,7 +32,7 @@ class TunedRouter:
 def write_router(
     path: Path, anchor: Anchor, files: Sequence[Path], routing: RoutingPolicy, tuned: TunedRouter | None = None
 ) -> list[TensorSpec]:
-    """Write the rows, the anchor's zero row first, with the log priors in the bias; and a filter's evidence.
+    """Write the rows, the anchor's zero row first, with the log priors in the bias; and the evidence by token.
 
     Args:
         path: the new file.
@@ -51,7 +51,7 @@ def write_router(
     specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
     specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
     tokens = TensorSpec(name=TOKEN_ROUTER, dtype="F32", shape=(experts, anchor.manifest.vocabulary_size))
-    specs += [tokens] if routing.evidence is not None else []
+    specs += [tokens] if routing.counted else []
     with TensorWriter(path, specs) as writer:
         for layer in layers:
             made = _own_rows(files, layer, size, routing) if tuned is None else _tuned_rows(tuned, layer, experts, size)

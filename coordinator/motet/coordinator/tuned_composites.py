@@ -88,14 +88,14 @@ def plan_tuning(federation: Federation, without: Sequence[str] = (), *, steps: i
 
     Raises:
         ExpertSetError: a name in `without` is nobody's.
-        ConfigurationError: the charter's composites route by a filter.
+        ConfigurationError: the charter's composites add up evidence over the prefix.
         AssemblyError: no member named a proxy.
     """
     from motet.coordinator.tuning import require_tunable
 
     chosen, rules = federation.chosen(without), federation.charter.routing
     documents = {contribution.name: len(contribution.proxies) for contribution in chosen.values()}
-    require_tunable(rules.kind == "filter", documents)
+    require_tunable(rules.counted, documents)
     tag = Tuning(membership=membership_of(chosen), steps=steps, seed=rules.projection_seed, documents=documents)
     return TuningPlan(tag=tag, public_documents=len(federation.public_text.train()))
 

@@ -65,13 +65,13 @@ def tune(
         The router's tensors by name, layer by layer weight (experts, hidden) and bias (experts,), float32.
 
     Raises:
-        ConfigurationError: the composite routes by a filter.
+        ConfigurationError: the composite adds up evidence over the prefix.
         AssemblyError: no member has a proxy.
         ExpertSetError: proxies are of nobody's.
         DataError: there is no public text.
         TrainingError: the loss is no longer finite.
     """
-    require_tunable(model.config.filter is not None, {name: len(texts) for name, texts in proxies.items()})
+    require_tunable(model.config.prefix is not None, {name: len(texts) for name, texts in proxies.items()})
     if strangers := sorted(proxies.keys() - set(model.config.names[1:])):
         raise ExpertSetError(f"saw proxies of {strangers[0]}, wanted members': {', '.join(model.config.names[1:])}")
     if not public:
@@ -83,21 +83,21 @@ def tune(
     return _anchored(model)
 
 
-def require_tunable(filters: bool, documents: Mapping[str, int]) -> None:
+def require_tunable(counted: bool, documents: Mapping[str, int]) -> None:
     """Raise unless there is a router to tune and something to tune it on.
 
     Args:
-        filters: whether the composite routes by a filter.
+        counted: whether the composite adds up evidence by token over the prefix.
         documents: member -> number of proxies.
 
     Raises:
-        ConfigurationError: it does: a filter's evidence is counted token by token, nothing in it is fitted jointly.
+        ConfigurationError: it does: evidence is counted token by token, nothing in it is fitted jointly.
         AssemblyError: nobody named a proxy.
     """
-    if filters:
+    if counted:
         raise ConfigurationError(
-            "saw a composite that routes by a filter, wanted kind 'token' or 'embedding': a filter's evidence is "
-            "counted, nothing in it is fitted jointly; assemble without --tune"
+            "saw a composite that adds up evidence over the prefix, wanted layers' rows (kind 'token' with rows "
+            "'logistic' or 'lda', or kind 'embedding'): evidence is counted, not fitted; assemble without --tune"
         )
     if not any(documents.values()):
         raise AssemblyError(

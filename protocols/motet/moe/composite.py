@@ -14,7 +14,6 @@ except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,14 +23,16 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from motet.moe.average import Average
 from motet.moe.config import ANCHOR, MotetConfig
 from motet.moe.evidence import Evidence
-from motet.moe.expert_cache import claim, last_posterior, note, set_keys
+from motet.moe.expert_cache import claim, last_told, note, set_keys
 from motet.moe.expert_sets import expert_mask_of, prompts_allow
 from motet.moe.experts import Expert
 from motet.moe.families import FAMILIES, Family, family_of
 from motet.moe.gate import Gate, Routing
 from motet.moe.mixture import Mixture, Router
+from motet.moe.prefix import prefix_settings
 from motet.moe.routing import RoutingRows
 from motet.moe.token_router import TOKEN_ROUTER, TokenRouter, real_positions
 from motet.protocols.errors import AssemblyError, ExpertSetError
@@ -62,7 +63,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         self.model = _mixture_model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.token_router = (
-            None if config.filter is None else TokenRouter(config.vocab_size, config.filter, config.priors)
+            None if config.prefix is None else TokenRouter(config.vocab_size, config.prefix, config.priors)
         )
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -87,10 +88,10 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         keys = set_keys(self.config.contributions or (), expert_mask, rows)
         if past_key_values is not None:
             claim(past_key_values, keys)
-        routing = Routing(
-            expert_mask=expert_mask,
-            posterior=self._posterior(input_ids, attention_mask, past_key_values, expert_mask),
-        )
+        told = self._told(input_ids, attention_mask, past_key_values, expert_mask)
+        routing = Routing(expert_mask=expert_mask)
+        if told is not None and self.token_router is not None:
+            routing = self.token_router.routing(told, expert_mask)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -102,7 +103,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             **kwargs,
         )
         if outputs.past_key_values is not None:
-            note(outputs.past_key_values, keys, routing.posterior, new=past_key_values is None)
+            note(outputs.past_key_values, keys, told, new=past_key_values is None)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
@@ -147,10 +148,10 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             for stored in family.ffn_names(layer)
         }
 
-    def _posterior(
+    def _told(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, expert_mask: Tensor | None
     ) -> Tensor | None:
-        """What a filter believes at every position of this pass: (batch, seq, experts); None without a filter."""
+        """What the tokens say at every position of this pass, a row each; None when the layers' rows decide."""
         if self.token_router is None:
             return None
         if input_ids is None:
@@ -162,7 +163,7 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             input_ids,
             expert_mask=expert_mask,
             real=real_positions(attention_mask, input_ids.shape[1], past=past),
-            before=last_posterior(cache),
+            before=last_told(cache),
         )
         return found
 
@@ -214,7 +215,7 @@ def compose(
     top_k: int | None = None,
     normalise_top_k: bool = True,
     log_priors: Mapping[str, float] | None = None,
-    evidence: Evidence | None = None,
+    evidence: Evidence | Average | None = None,
 ) -> MotetForCausalLM:
     """A composite of a loaded anchor and experts, in the order of their contribution digests.
 
@@ -223,7 +224,8 @@ def compose(
     an anchor in bfloat16; run such a composite under autocast). The router is frozen.
     `top_k` is the number of experts per token, None for all that are allowed.
     `log_priors` are in nats by expert name, zero where absent; `evidence` makes the composite a filter over the prefix,
-    None routes token by token. Raises AssemblyError when an expert does not fit.
+    or has it average over the prefix, in the anchor's unit; None routes by the layers' rows. Raises AssemblyError when
+    an expert does not fit.
     """
     experts = sorted(experts, key=lambda expert: expert.contribution)
     names = [ANCHOR, *(expert.name for expert in experts)]
@@ -234,7 +236,7 @@ def compose(
         experts_per_token=top_k,
         normalise_top_k=normalise_top_k,
         log_priors=_prior_list(names, log_priors),
-        evidence=None if evidence is None else asdict(evidence),
+        evidence=prefix_settings(evidence, anchor_model.config.to_dict(), anchor_model.get_parameter),
         dtype=anchor_model.dtype,
     )
     config._attn_implementation = anchor_model.config._attn_implementation
@@ -271,7 +273,7 @@ def _composed_state(anchor_model: PreTrainedModel, experts: Sequence[Expert], co
         for name, tensor in zip(router_tensor_names(layer), tensors, strict=True):
             moved = tensor.to(device=anchor_model.device, dtype=wide)
             state[name] = nn.Parameter(moved, requires_grad=False)
-    if config.filter is not None:
+    if config.prefix is not None:
         evidence = token_router_tensor([one.rows for one in experts], config.vocab_size)
         state[TOKEN_ROUTER] = nn.Parameter(evidence.to(anchor_model.device, wide), requires_grad=False)
     return state

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from motet.moe.average import Average
 from motet.moe.evidence import Evidence
 from motet.protocols.errors import AssemblyError
 
@@ -37,7 +38,8 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     for a sampling parameter by transformers and end up in the generation configuration.)
     normalise_top_k: whether the gate weights of the chosen experts are scaled to sum to one.
     log_priors: by expert id, in nats; the router's biases contain them. None is zero for every expert.
-    evidence: the settings of the filter over the prefix (`motet.moe.evidence`); None routes token by token.
+    evidence: what adds up the evidence of tokens over the prefix: stay and temperature of a filter
+    (`motet.moe.evidence`), or gain and unit of an average (`motet.moe.average`); None routes by the layers' rows.
     """
 
     model_type = "motet"
@@ -87,9 +89,11 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return tuple(self.expert_names or ())
 
     @property
-    def filter(self) -> Evidence | None:
-        """The filter over the prefix; None when this composite routes token by token."""
-        return None if self.evidence is None else Evidence(**self.evidence)
+    def prefix(self) -> Evidence | Average | None:
+        """What adds up the evidence over the prefix; None when the layers' rows decide."""
+        if self.evidence is None:
+            return None
+        return Average(**self.evidence) if "gain" in self.evidence else Evidence(**self.evidence)
 
     @property
     def priors(self) -> tuple[float, ...]:

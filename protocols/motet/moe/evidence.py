@@ -18,14 +18,11 @@ what floating point can hold.
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from motet.moe.gating import sum_in_order
-from motet.protocols.charter import RoutingRules
-from motet.protocols.composite_manifest import RoutingPolicy
 from motet.protocols.errors import AssemblyError
 
 
@@ -39,11 +36,6 @@ class Evidence:
 
     stay: float
     temperature: float
-
-    @classmethod
-    def of(cls, routing: RoutingRules | RoutingPolicy) -> Self | None:
-        """The filter that a charter's rules or a composite's policy ask for; None when they route token by token."""
-        return cls(stay=routing.stay, temperature=routing.temperature) if routing.kind == "filter" else None
 
     def __post_init__(self) -> None:
         if not 0 <= self.stay < 1 or not self.temperature > 0:

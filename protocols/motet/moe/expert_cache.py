@@ -1,13 +1,14 @@
-"""Key-value caches that remember which experts filled them, and what a filter believed at every position.
+"""Key-value caches that remember which experts filled them, and what the tokens told at every position.
 
 Keys and values of a layer depend on the experts of the layers below, so a cache continued under another expert set
 gives wrong text without a sign of it. Guarantees: a filled cache is continued only under the sets that filled it, row
 by row, recognised by what the experts are (contribution digests), not by what they are called; and a filter's
-posterior follows the cache when rows are reordered, repeated or selected and when positions are cropped.
+posterior, or an average's sums, follow the cache when rows are reordered, repeated or selected and when positions are
+cropped.
 
     claim(cache, set_keys(config.contributions, mask, rows))  # CacheExpertSetError if it was filled otherwise
-    note(cache, keys, posterior, new=False)
-    last_posterior(cache)                                     # (batch, experts)
+    note(cache, keys, told, new=False)
+    last_told(cache)                                         # (batch, experts), or one more
 """
 
 from collections.abc import Sequence
@@ -52,17 +53,17 @@ def claim(cache: Cache, keys: SetKeys) -> None:
         )
 
 
-def note(cache: Cache, keys: SetKeys, posterior: Tensor | None, *, new: bool) -> None:
-    """Notes what a pass put into a cache: under which sets, if this pass made it, and what a filter believed.
+def note(cache: Cache, keys: SetKeys, told: Tensor | None, *, new: bool) -> None:
+    """Notes what a pass put into a cache: under which sets, if this pass made it, and what the tokens told.
 
-    `posterior` (batch, seq, experts) is of the positions that were added; None without a filter. It takes a few bytes a
-    position beside keys and values, so that a cropped cache goes on as if it had never been longer.
+    `told` (batch, seq, experts or one more) is of the positions that were added; None where rows decide. It takes a few
+    bytes a position beside keys and values, so that a cropped cache goes on as if it had never been longer.
     """
     if new:
         _mark(cache, keys)
-    if posterior is not None:
-        before = getattr(cache, "posteriors", None)
-        cache.posteriors = posterior if before is None else torch.cat([before, posterior], dim=1)  # type: ignore[attr-defined]
+    if told is not None:
+        before = getattr(cache, "told", None)
+        cache.told = told if before is None else torch.cat([before, told], dim=1)  # type: ignore[attr-defined]
 
 
 def _mark(cache: Cache, keys: SetKeys) -> None:
@@ -71,9 +72,9 @@ def _mark(cache: Cache, keys: SetKeys) -> None:
     cache.expert_set_keys = keys  # type: ignore[attr-defined]
 
 
-def last_posterior(cache: Cache | None) -> Tensor | None:
-    """The posterior (batch, experts) at a cache's last position; None when there is none."""
-    kept: Tensor | None = getattr(cache, "posteriors", None)
+def last_told(cache: Cache | None) -> Tensor | None:
+    """What was told up to a cache's last position, a row for each of its rows; None when there is none."""
+    kept: Tensor | None = getattr(cache, "told", None)
     return None if kept is None or not kept.shape[1] else kept[:, -1]
 
 
@@ -83,10 +84,10 @@ def _listed(keys: SetKeys) -> str:
 
 
 class _Marked:
-    """What a marked cache's class adds to it: the marks move with the rows, the posteriors with the positions too."""
+    """What a marked cache's class adds to it: the marks move with the rows, what was told with the positions too."""
 
     expert_set_keys: SetKeys
-    posteriors: Tensor | None = None
+    told: Tensor | None = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -99,24 +100,24 @@ class _Marked:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self.expert_set_keys = tuple(key for key in self.expert_set_keys for _ in range(repeats))
-        if self.posteriors is not None:
-            self.posteriors = self.posteriors.repeat_interleave(repeats, dim=0)
+        if self.told is not None:
+            self.told = self.told.repeat_interleave(repeats, dim=0)
 
     def crop(self, tokens_to_remove: int) -> None:
         kept = int(self.get_seq_length())  # type: ignore[attr-defined]
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        if self.posteriors is not None:
+        if self.told is not None:
             removed = kept - int(self.get_seq_length())  # type: ignore[attr-defined]
-            self.posteriors = self.posteriors[:, : self.posteriors.shape[1] - removed]
+            self.told = self.told[:, : self.told.shape[1] - removed]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.posteriors = None
+        self.told = None
 
     def _select(self, rows: Tensor) -> None:
         self.expert_set_keys = tuple(self.expert_set_keys[row] for row in rows.tolist())
-        if self.posteriors is not None:
-            self.posteriors = self.posteriors[rows.to(self.posteriors.device)]
+        if self.told is not None:
+            self.told = self.told[rows.to(self.told.device)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - the pickle protocol's own types
         """Copies and pickles by way of the class it had, since this one has no name to import."""

@@ -1,20 +1,19 @@
 """The stock export: a composite as a checkpoint that plain transformers loads, Motet nowhere in sight.
 
 Guarantees: equal composites give equal bytes; at most one chunk of a tensor is in memory; the directory appears
-complete or not at all. A filter becomes routing token by token. The router's bias, for which stock architectures have
-no place, is folded in: the residual stream grows by a few channels that hold one constant from the embedding to the
-end, and the router reads its bias from them. Loaded in float32, the export computes what the composite computes, up to
-float32 rounding; of a filter, what the composite with `evidence=None` in its configuration computes.
+complete or not at all. What stock architectures have no place for is folded in by widening (`motet.moe.widening`): the
+router's bias, and the average of the evidence over the prefix. Loaded in float32, the export computes what the
+composite computes, up to float32 rounding. A filter becomes an average over the prefix: its export computes what the
+composite with `stock_average(...)` as `evidence` in its configuration computes.
 
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
 """
 
 import json
-import math
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +22,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from motet.moe.average import Average
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
 from motet.moe.families import Family, family_of
 from motet.moe.families.family import Treatment
+from motet.moe.prefix import prefix_settings
 from motet.moe.token_router import TOKEN_ROUTER
+from motet.moe.widening import CONSTANT, Array, Widening
 from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
-CONSTANT = 2.0**-10
-"""What the new channels hold: a power of two, so that dividing by it is exact, and small beside activations."""
-
-_PARTS = 3  # bfloat16 pieces that hold every bit of a float32, so that loading in bfloat16 keeps the bias's digits
 _CHUNK_BYTES = 4 << 20
-_NEGLIGIBLE = 2.0**-8
-"""A relative change of epsilon below bfloat16's own rounding: not worth rounding half-precision matrices for."""
+_NEGLIGIBLE = 2.0**-5
+"""A relative change of the epsilon of queries' and keys' norms that is not worth rounding half-precision matrices for:
+it shows where their squares are as small as epsilon itself."""
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -52,8 +51,6 @@ _COMPANIONS = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "LICENSE", "NOTICE"),
 )
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +82,16 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
     with ExitStack() as open_files, _new_directory(out) as directory:
         sources = _open_tensors(composite_directory, open_files)
         _check_tensors(sources, config)
-        biases = {name: _read(sources[name], name) for name in sources if name.endswith(".mlp.router.bias")}
+        average = _average(config, family, sources)
+        biases = _biases(config, sources, average)
         bias = _fate_of(biases, family, drop_bias)
-        width = _wider(config.hidden_size) if bias == "folded" else config.hidden_size
-        _write_shards(directory, _plan(sources, biases, family, config, width))
-        _write_config(directory, config, family, width)
+        widening = Widening.of(config, average=average, constant=bias == "folded")
+        _write_shards(directory, _plan(sources, biases, family, widening))
+        _write_config(directory, config, family, widening)
         for name in _COMPANIONS:
             if (composite_directory / name).is_file():
                 shutil.copyfile(composite_directory / name, directory / name)
-    return StockExport(directory=out, hidden_size=width, bias=bias)
+    return StockExport(directory=out, hidden_size=widening.width, bias=bias)
 
 
 def _read_config(directory: Path) -> MotetConfig:
@@ -166,6 +164,30 @@ def _read(reader: TensorReader, name: str) -> Array:
     return _values(raw, reader.header[name].spec.dtype)
 
 
+def _average(config: MotetConfig, family: Family, sources: Mapping[str, TensorReader]) -> Average | None:
+    """The average that the export has; None where the layers' rows decide, or none can be had."""
+    if not config.prefix or not family.post_norm:
+        return None
+    return stock_average(config, lambda name: sources[name].tensor(name))
+
+
+def stock_average(config: MotetConfig, tensor: Callable[[str], torch.Tensor]) -> Average:
+    """The average that stands in an export for what a composite's configuration names as its evidence.
+
+    `tensor` gives the composite's tensors by name. Raises AssemblyError for an anchor without post-norms.
+    """
+    if isinstance(config.prefix, Average):
+        return config.prefix
+    settings = prefix_settings(Average(), config.anchor.to_dict(), tensor)
+    return Average(**(settings or {}))
+
+
+def _biases(config: MotetConfig, sources: Mapping[str, TensorReader], average: Average | None) -> dict[str, Array]:
+    """By name, in nats: the routers' own, or beside an average the log priors alone."""
+    names = [name for name in sources if name.endswith(".mlp.router.bias")]
+    return {name: _read(sources[name], name) if average is None else np.array(config.priors) for name in names}
+
+
 def _fate_of(biases: Mapping[str, Array], family: Family, drop_bias: bool) -> Literal["none", "folded", "dropped"]:
     if not any(bias.any() for bias in biases.values()):
         return "none"
@@ -177,25 +199,20 @@ def _fate_of(biases: Mapping[str, Array], family: Family, drop_bias: bool) -> Li
     return "dropped" if drop_bias else "folded"
 
 
-def _wider(hidden_size: int) -> int:
-    """The next hidden size with room for the constants whose rows are multiples of 16 bytes in every dtype."""
-    return (hidden_size + _PARTS + 7) // 8 * 8
-
-
 def _plan(
-    sources: Mapping[str, TensorReader], biases: Mapping[str, Array], family: Family, config: MotetConfig, width: int
+    sources: Mapping[str, TensorReader], biases: Mapping[str, Array], family: Family, widening: Widening
 ) -> dict[str, list[_Tensor]]:
     """The export's tensors by file, in an order that depends on their names only."""
     shards: dict[str, list[_Tensor]] = {}
-    # A filter has no place in a stock architecture: the export routes token by token, with the rows.
-    for name in sorted(sources.keys() - biases.keys() - {TOKEN_ROUTER}):
+    for name in sorted(sources):
+        if name == TOKEN_ROUTER or name.endswith(".mlp.router.bias"):
+            continue
         stored = sources[name].header[name].spec
-        treatment = family.stock.treatment(name) if width > config.hidden_size else Treatment()
         if ".mlp.router." in name:
-            columns = _bias_columns(biases[name.replace(".weight", ".bias")])
-            tensor = _router(sources[name], stored, family.stock.name(name), width, columns)
+            bias = biases[name.replace(".weight", ".bias")]
+            tensor = _router(sources[name], stored, family.stock.name(name), widening, bias)
         else:
-            tensor = _widened(sources[name], stored, family.stock.name(name), treatment, config.hidden_size, width)
+            tensor = _widened(sources, stored, family.stock.name(name), family.stock.treatment(name), widening)
         shards.setdefault(_shard(name), []).append(tensor)
     return shards
 
@@ -206,61 +223,78 @@ def _shard(name: str) -> str:
     return "router.safetensors" if ".mlp.router." in name else "shared.safetensors"
 
 
-def _bias_columns(bias: Array) -> Array:
-    """What the router multiplies the constants with: (experts, parts), together the bias over the constant."""
-    rest, parts = bias.astype("<f4"), []
-    for _ in range(_PARTS):
-        part = (rest.view("<u4") & np.uint32(0xFFFF0000)).view("<f4")  # the leading bits: a bfloat16
-        parts.append(part / np.float32(CONSTANT))
-        rest = rest - part
-    return np.stack(parts, axis=1)
-
-
-def _router(reader: TensorReader, stored: TensorSpec, name: str, width: int, columns: Array) -> _Tensor:
+def _router(reader: TensorReader, stored: TensorSpec, name: str, widening: Widening, bias: Array) -> _Tensor:
     experts, hidden = stored.shape
 
     def chunks() -> Iterator[bytes]:
-        weight = np.zeros((experts, width), "<f4")
-        weight[:, :hidden] = _read(reader, stored.name).reshape(stored.shape)
-        if width > hidden:
-            weight[:, hidden : hidden + _PARTS] = columns
+        weight = np.zeros((experts, widening.width), "<f4")
+        if widening.average is None:
+            weight[:, :hidden] = _read(reader, stored.name).reshape(stored.shape)
+        weight[:, hidden:] = widening.router_columns(bias)
         yield weight.tobytes()
 
-    return _Tensor(spec=TensorSpec(name=name, dtype="F32", shape=(experts, width)), chunks=chunks)
+    return _Tensor(spec=TensorSpec(name=name, dtype="F32", shape=(experts, widening.width)), chunks=chunks)
 
 
 def _widened(
-    reader: TensorReader, stored: TensorSpec, name: str, treatment: Treatment, hidden: int, width: int
+    sources: Mapping[str, TensorReader], stored: TensorSpec, name: str, treatment: Treatment, widening: Widening
 ) -> _Tensor:
-    axis = treatment.hidden_axis
-    shape = tuple(width if number == axis else size for number, size in enumerate(stored.shape))
-    matter = len(stored.shape) == 1 or stored.dtype in ("F32", "F64") or (width - hidden) / width > _NEGLIGIBLE
-    scaled = treatment.scaled and matter  # into float32, where the factor costs no digits
-    dtype = "F32" if scaled and stored.dtype != "F64" else stored.dtype
-    if shape == stored.shape and not scaled:
-        return _Tensor(spec=TensorSpec(name=name, dtype=dtype, shape=shape), chunks=lambda: reader.chunks(stored.name))
+    reader, shape = sources[stored.name], widening.shape(treatment, stored.shape)
+    factor = widening.factor(treatment.scale)
+    exact = len(stored.shape) == 1 or stored.dtype in ("F32", "F64")
+    if not exact and abs(factor**2 - 1) <= _NEGLIGIBLE:
+        factor = 1.0
+    # Scaled in float32, where the factor costs no digits.
+    dtype = "F32" if factor != 1.0 and stored.dtype != "F64" else stored.dtype
+    spec = TensorSpec(name=name, dtype=dtype, shape=shape)
+    if shape == stored.shape and factor == 1.0:
+        return _Tensor(spec=spec, chunks=lambda: reader.chunks(stored.name))
+    columns = (shape[-1] if len(shape) == 2 else 1, stored.shape[-1] if len(stored.shape) == 2 else 1)
+    entries = list(widening.entries(treatment))
 
     def chunks() -> Iterator[bytes]:
-        row_length = stored.shape[-1] if len(stored.shape) == 2 else 1
-        row_bytes = row_length * _NUMPY[stored.dtype].itemsize
+        row_bytes, first = columns[1] * _NUMPY[stored.dtype].itemsize, 0
         for raw in reader.chunks(stored.name, max(1, _CHUNK_BYTES // row_bytes) * row_bytes):
-            rows = np.frombuffer(raw, _NUMPY[stored.dtype]).reshape(-1, row_length)
-            if scaled:
-                rows = (_values(rows, stored.dtype) * math.sqrt(hidden / width)).astype(_NUMPY[dtype])
-            yield _with_columns(rows, shape[-1] if axis == 1 else row_length, dtype, treatment.constant).tobytes()
-        if axis == 0:
-            yield bytes((width - hidden) * row_length * _NUMPY[dtype].itemsize)
+            rows = np.frombuffer(raw, _NUMPY[stored.dtype]).reshape(-1, columns[1])
+            if factor != 1.0:
+                rows = (_values(rows, stored.dtype) * factor).astype(_NUMPY[dtype])
+            wide = np.zeros((len(rows), columns[0]), rows.dtype)
+            wide[:, : columns[1]] = rows
+            if treatment.new == "embedding":
+                _embed(wide, first, dtype, sources.get(TOKEN_ROUTER), widening)
+            first += len(rows)
+            yield _placed(wide, first - len(rows), dtype, entries).tobytes()
+        if more := shape[0] - first:
+            yield _placed(np.zeros((more, columns[0]), _NUMPY[dtype]), first, dtype, entries).tobytes()
 
-    return _Tensor(spec=TensorSpec(name=name, dtype=dtype, shape=shape), chunks=chunks)
+    return _Tensor(spec=spec, chunks=chunks)
 
 
-def _with_columns(rows: Array, columns: int, dtype: str, constant: bool) -> Array:
-    wide = np.zeros((len(rows), columns), rows.dtype)
-    wide[:, : rows.shape[1]] = rows
-    if constant:
-        bits = np.frombuffer(np.float32(CONSTANT).tobytes(), "<u4")[0] >> 16
-        wide[:, rows.shape[1] : rows.shape[1] + _PARTS] = bits if dtype == "BF16" else CONSTANT
-    return wide
+def _placed(rows: Array, first: int, dtype: str, entries: Iterable[tuple[int, int, float]]) -> Array:
+    """Rows from `first` on with what belongs into them."""
+    for row, column, value in entries:
+        if first <= row < first + len(rows):
+            rows[row - first, column] = _stored(np.float32(value), dtype)
+    return rows
+
+
+def _embed(rows: Array, first: int, dtype: str, evidence: TensorReader | None, widening: Widening) -> None:
+    """Constants, and what each of these tokens says, into the new channels of an embedding's rows."""
+    start = widening.hidden + widening.parts
+    rows[:, widening.hidden : start] = _stored(np.float32(CONSTANT), dtype)
+    if evidence is None:
+        return
+    vocabulary = evidence.header[TOKEN_ROUTER].spec.shape[1]
+    for expert in range(widening.experts):
+        at = 4 * ((expert + 1) * vocabulary + first)
+        told = np.frombuffer(evidence.slice(TOKEN_ROUTER, at, 4 * len(rows)), "<f4")
+        rows[:, start + expert] = _stored(told * np.float32(widening.faint), dtype)
+
+
+def _stored(values: Array | np.float32, dtype: str) -> Array:
+    """Float32 as it is stored; in bfloat16 its leading bits, which is all there is of constants and evidence."""
+    floats = np.asarray(values, "<f4")
+    return (floats.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else floats.astype(_NUMPY[dtype])
 
 
 def _values(stored: Array, dtype: str) -> Array:
@@ -279,14 +313,14 @@ def _write_shards(directory: Path, shards: Mapping[str, list[_Tensor]]) -> None:
     _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_config(directory: Path, config: MotetConfig, family: Family, width: int) -> None:
+def _write_config(directory: Path, config: MotetConfig, family: Family, widening: Widening) -> None:
     per_token = min(config.experts_per_token or config.num_experts, config.num_experts)
     stock = family.stock.config(
         config.anchor,
         experts=config.num_experts,
         per_token=per_token,
         normalise=config.normalise_top_k,
-        width=width,
+        widening=widening,
     )
     stock.dtype = config.dtype
     content = stock.to_diff_dict()

@@ -43,7 +43,7 @@ class Mixture(nn.Module):
     def route(self, hidden: Tensor, routing: Routing) -> Tensor:
         """The gate weights of hidden (batch, seq, hidden): (batch * seq, experts)."""
         scores: Tensor | None = None
-        if routing.posterior is None:
+        if routing.by_rows:
             scores = self.router(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         weights: Tensor = self.gate(scores, routing)
         return weights.to(hidden.device)

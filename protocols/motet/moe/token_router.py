@@ -1,7 +1,10 @@
-"""The router of a filter: evidence of every expert by token id, added up over the prefix.
+"""The router that reads tokens: evidence of every expert by token id, added up over the prefix.
 
-router = TokenRouter(vocabulary_size, evidence, log_priors)
-posterior = router(input_ids, expert_mask=None, real=None, before=None)    # (batch, seq, experts)
+A filter makes posteriors of it, an average running sums; what it has found stands in the key-value cache.
+
+    router = TokenRouter(vocabulary_size, evidence, log_priors)
+    found = router(input_ids, expert_mask=None, real=None, before=None)    # (batch, seq, experts), or one more
+    model(..., routing=router.routing(found, expert_mask=None))
 """
 
 from collections.abc import Sequence
@@ -9,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from motet.moe.average import Average, Heard
 from motet.moe.evidence import Evidence
+from motet.moe.gate import Routing
 from motet.moe.wide import Wide, wide_dtype
 
 TOKEN_ROUTER = "token_router.weight"  # noqa: S105 - a tensor's name
@@ -33,7 +38,7 @@ def real_positions(attention_mask: Tensor | None, length: int, *, past: int = 0)
 class TokenRouter(Wide):
     """Evidence in nats, `weight` (experts, vocabulary), the anchor's row zero; frozen."""
 
-    def __init__(self, vocabulary_size: int, evidence: Evidence, log_priors: Sequence[float]) -> None:
+    def __init__(self, vocabulary_size: int, evidence: Evidence | Average, log_priors: Sequence[float]) -> None:
         super().__init__()
         shape = (len(log_priors), vocabulary_size)
         self.weight = nn.Parameter(torch.zeros(shape, dtype=wide_dtype()), requires_grad=False)
@@ -48,20 +53,33 @@ class TokenRouter(Wide):
         real: Tensor | None = None,
         before: Tensor | None = None,
     ) -> Tensor:
-        """The posterior at every position. Without gradient: nothing that it depends on is trained.
+        """What the prefix says at every position. Without gradient: nothing that it depends on is trained.
+
+        A filter's posterior (batch, seq, experts), or an average's sums (batch, seq, experts + 1).
 
         Args:
             input_ids: (batch, seq).
             expert_mask: (batch, experts) bool, None for all.
             real: (batch, seq) bool, False at padding, None for none.
-            before: (batch, experts), the posterior at the position before these, None where the texts begin.
+            before: what was found at the position before these, None where the texts begin.
         """
         device, dtype = self.weight.device, self.weight.dtype
         scores = self.weight[:, input_ids.to(device)].movedim(0, -1)  # (batch, seq, experts)
+        real = None if real is None else real.to(device)
+        before = None if before is None else before.to(device, dtype)
+        if isinstance(self.evidence, Average):
+            return self.evidence.accumulate(scores, real=real, before=before)
         return self.evidence.filter(
             scores,
             torch.tensor(self.log_priors, device=device, dtype=dtype),
             mask=None if expert_mask is None else expert_mask.to(device),
-            real=None if real is None else real.to(device),
-            before=None if before is None else before.to(device, dtype),
+            real=real,
+            before=before,
         )
+
+    def routing(self, found: Tensor, expert_mask: Tensor | None) -> Routing:
+        """What the mixtures are told of it."""
+        if isinstance(self.evidence, Average):
+            priors = torch.tensor(self.log_priors, dtype=found.dtype)
+            return Routing(expert_mask=expert_mask, heard=Heard(self.evidence.mean(found)), log_priors=priors)
+        return Routing(expert_mask=expert_mask, posterior=found)

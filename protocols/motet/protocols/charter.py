@@ -45,11 +45,15 @@ class RoutingRules(Strict):
     """How the composite weighs its experts."""
 
     kind: Literal["filter", "token", "embedding"] = "filter"
-    """What the weights follow: `filter`, the domain told from all tokens so far; `token`, each layer's rows, token by
-    token; `embedding`, the same with rows that begin as sentence embeddings and are trained with the expert."""
-    rows: Literal["lda", "logistic"] = "logistic"
-    """How owners make their rows, which a filter's stock export routes by: the closed form of the log density ratio
-    (linear discriminant), or logistic regression of own against public text."""
+    """What the weights follow: `filter`, the domain told from all tokens so far; `token`, each layer's rows, as stock
+    architectures do; `embedding`, the same with rows that begin as sentence embeddings and are trained with the
+    expert."""
+    rows: Literal["average", "lda", "logistic"] = "logistic"
+    """What rows read. `average`: the mean evidence of all tokens so far, which one more attention head leaves in the
+    residual stream; for kind `token` and anchors with norms behind attention. Else this position's hidden state, by the
+    closed form of the log density ratio (linear discriminant), or by logistic regression of own against public text."""
+    gain: float = Field(8.0, gt=0)
+    """Average: what the mean evidence is multiplied with."""
     stay: float = Field(0.99, ge=0, lt=1)
     """Filter: the probability that the next token is of the same domain."""
     temperature: float = Field(4.0, gt=0)
@@ -78,12 +82,19 @@ class RoutingRules(Strict):
                 f"kind, embedder: saw kind '{self.kind}' with embedder {self.embedder}, wanted an embedder's digest "
                 "exactly if the kind is 'embedding'"
             )
-        if self.proxies and self.kind == "filter":
+        if self.rows == "average" and self.kind != "token":
+            raise ValueError(f"kind, rows: saw rows 'average' with kind '{self.kind}', wanted kind 'token'")
+        if self.proxies and self.counted:
             raise ValueError(
-                f"kind, proxies: saw kind 'filter' with {self.proxies} proxies, wanted 0: a filter's evidence is "
-                "counted and no router is tuned; take kind 'token'"
+                f"kind, proxies: saw kind '{self.kind}' with {self.proxies} proxies, wanted 0: evidence is counted and "
+                "no router is tuned; take kind 'token' with rows 'logistic' or 'lda'"
             )
         return self
+
+    @property
+    def counted(self) -> bool:
+        """Whether owners count evidence by token id, which is added up over the prefix."""
+        return self.kind == "filter" or self.rows == "average"
 
 
 class TrainingRules(Strict):

@@ -27,6 +27,8 @@ class RoutingPolicy(Strict):
     kind: Literal["filter", "token", "embedding"] = "token"
     stay: float = Field(0.99, ge=0, lt=1)
     temperature: float = Field(4.0, gt=0)
+    gain: float | None = Field(None, gt=0)
+    """None where layers' rows decide, and in a filter."""
     top_k: int | None = Field(None, ge=1)
     normalise_top_k: bool = True
     log_prior_anchor: float = 0.0
@@ -35,12 +37,13 @@ class RoutingPolicy(Strict):
     @classmethod
     def of(cls, rules: RoutingRules) -> Self:
         """The policy that a charter's rules ask for."""
-        return cls(**rules.model_dump(include=set(cls.model_fields)))
+        same = rules.model_dump(include=set(cls.model_fields) - {"gain"})
+        return cls(**same, gain=rules.gain if rules.rows == "average" else None)
 
     @property
-    def evidence(self) -> dict[str, float] | None:
-        """The filter's settings as a composite's configuration holds them; None when it routes token by token."""
-        return {"stay": self.stay, "temperature": self.temperature} if self.kind == "filter" else None
+    def counted(self) -> bool:
+        """Whether evidence by token id is added up over the prefix."""
+        return self.kind == "filter" or self.gain is not None
 
 
 class CompositeMember(Strict):
@@ -101,9 +104,13 @@ class CompositeManifest(Document):
     """How the router was tuned; None where it is what the members' own rows make."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; without tuning it has no such key, as before there was any tuning."""
+        """The document as a JSON object; without tuning or gain it has no such key, as before there were any."""
         whole = super().as_json()
-        return whole if self.tuning is not None else {key: whole[key] for key in whole if key != "tuning"}
+        if self.routing.gain is None:
+            del whole["routing"]["gain"]
+        if self.tuning is None:
+            del whole["tuning"]
+        return whole
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,8 +124,8 @@ class CompositeManifest(Document):
             raise ValueError(f"files: saw names repeated, out of order or {MANIFEST_FILE}, wanted each other file once")
         if self.tuning is not None and (problem := self.tuning.problem(self.members)):
             raise ValueError(f"tuning: {problem}; tune again with these members")
-        if self.tuning is not None and self.routing.kind == "filter":
-            raise ValueError("tuning: saw a tuned filter, wanted none: its evidence is counted, not fitted")
+        if self.tuning is not None and self.routing.counted:
+            raise ValueError("tuning: saw tuned evidence over the prefix, wanted none: it is counted, not fitted")
         return self
 
 

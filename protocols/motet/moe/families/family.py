@@ -2,24 +2,35 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+if TYPE_CHECKING:
+    from motet.moe.widening import Widening
+
+
+Axis = Literal["hidden", "queries", "keys"]
+"""What grows when a stock export is widened: the residual stream, all heads' queries, all heads' keys or values."""
+Scale = Literal["norm", "queries", "keys", "queries-norm", "keys-norm"]
+"""What keeps norms over more channels what they were: their weights shrink, or what they are given is scaled."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Treatment:
-    """What widening the hidden size does to one tensor of the stock export.
+    """What widening does to one tensor of the stock export (`motet.moe.widening`).
 
-    hidden_axis: the axis that grows, filled with zeros; None when the tensor does not touch the hidden size.
-    scaled: whether the tensor is multiplied by sqrt(old width / new width), so that norms over it stay what they were.
-    constant: whether the first new channels carry the constant that the router reads its bias from.
+    rows, columns: what its axes grow with, filled with zeros; None for an axis that stays.
+    scale: what it is multiplied with; None for nothing.
+    new: what its new places hold beside zeros: an embedding constants and evidence, the first layer's values,
+    attention output and norm what averages the evidence.
     """
 
-    hidden_axis: int | None = None
-    scaled: bool = False
-    constant: bool = False
+    rows: Axis | None = None
+    columns: Axis | None = None
+    scale: Scale | None = None
+    new: Literal["embedding", "values", "outputs", "loudness"] | None = None
 
 
 class Stock(Protocol):
@@ -32,9 +43,9 @@ class Stock(Protocol):
         """What widening does to a composite's tensor."""
 
     def config(
-        self, anchor: PreTrainedConfig, *, experts: int, per_token: int, normalise: bool, width: int
+        self, anchor: PreTrainedConfig, *, experts: int, per_token: int, normalise: bool, widening: "Widening"
     ) -> PreTrainedConfig:
-        """The stock configuration of a composite whose hidden size has become `width`."""
+        """The stock configuration of a composite that was widened so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

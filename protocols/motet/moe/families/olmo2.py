@@ -18,6 +18,7 @@ class Olmo2MixtureLayer(Olmo2DecoderLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: Olmo2Config, layer_idx: int, mixture: Mixture) -> None:
         super().__init__(config, layer_idx)
+        self.index = layer_idx
         self.mlp = mixture  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
@@ -28,6 +29,9 @@ class Olmo2MixtureLayer(Olmo2DecoderLayer):  # type: ignore[no-untyped-call]
         **attention: Any,  # noqa: ANN401 - what the model hands to its attention
     ) -> Tensor:
         attended, _ = self.self_attn(hidden_states=hidden_states, **attention)
+        if routing is not None:
+            norm = self.post_attention_layernorm
+            routing.attended(self.index, attended, norm.variance_epsilon)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
         mixed: Tensor = self.post_feedforward_layernorm(self.mlp(hidden_states, routing))
         return hidden_states + mixed
