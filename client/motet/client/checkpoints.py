@@ -92,7 +92,7 @@ def _load_state(
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
         optimizer.state[parameter] = {
-            "step": tensors[f"step.{name}"],
+            "step": tensors[f"step.{name}"].to(parameter.device),  # fused: beside the moments
             "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
             "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
         }

@@ -19,17 +19,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
-from motet.client.devices import arithmetic_of, device_of
+from motet.client.devices import arithmetic_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
+from motet.client.step import Step
 from motet.moe.composite import MotetForCausalLM, compose, router_tensor_names
 from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
@@ -169,10 +168,8 @@ class _Run:
     """A training under way: `step` steps are done."""
 
     config: TrainingConfig
-    accelerator: Any
-    model: nn.Module
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    work: Step
     batches: Batches
     checkpoints: Checkpoints
     step: int
@@ -181,22 +178,16 @@ class _Run:
 
     @classmethod
     def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
-        accelerator = _accelerator(config)
-        half = accelerator.mixed_precision == "bf16"
+        half = arithmetic_of(config) == torch.bfloat16
         model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing, half=half)
-        prepared = accelerator.prepare_model(model)
-        optimizer = torch.optim.AdamW(
-            parameters.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        work = Step.of(model, parameters, config)
         checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
-        step = checkpoints.restore(parameters, optimizer)
-        _log.info("training from step %d of %d on %s", step, config.steps, accelerator.device)
+        step = checkpoints.restore(parameters, work.optimizer)
+        _log.info("training from step %d of %d on %s", step, config.steps, work.accelerator.device)
         return cls(
             config=config,
-            accelerator=accelerator,
-            model=prepared,
             parameters=parameters,
-            optimizer=optimizer,
+            work=work,
             batches=_batches(material, config),
             checkpoints=checkpoints,
             step=step,
@@ -206,13 +197,10 @@ class _Run:
     def advance(self) -> Progress:
         """Do one step."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # for anchors with dropout
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(self._backward(ids.to(self.accelerator.device)) for ids in self.batches.at(self.step))
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip)
+        loss, norm = self.work.gradient(self.batches.at(self.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"a loss of {loss:.4g} with a gradient of norm {float(norm):.4g}")
-        self.optimizer.step()
+            raise self._diverged(f"a loss of {loss:.4g} with a gradient of norm {norm:.4g}")
+        self.work.update(rate=learning_rate(self.step, self.config))
         self.step += 1
         self.tokens += self.batches.tokens_per_step
         if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
@@ -226,20 +214,13 @@ class _Run:
             return
         if not all(parameter.isfinite().all() for parameter in self.parameters.values()):
             raise self._diverged("weights that are not finite")
-        self.checkpoints.save(self.step, self.parameters, self.optimizer)
+        self.checkpoints.save(self.step, self.parameters, self.work.optimizer)
 
     def _diverged(self, saw: str) -> TrainingError:
         return TrainingError(
             f"after {self.step} of {self.config.steps} steps: saw {saw}, wanted finite numbers; the last good "
             "checkpoint is kept: lower learning_rate under [training] and start again"
         )
-
-    def _backward(self, ids: Tensor) -> float:
-        """Accumulate one forward pass's share of the gradient; ids (batch, seq + 1) -> its share of the loss."""
-        logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, seq, vocabulary)
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()) / self.batches.accumulation
-        self.accelerator.backward(loss)
-        return float(loss.detach())
 
 
 def fingerprint(material: Material, config: TrainingConfig) -> str:
@@ -253,20 +234,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-
-
-def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
-    from accelerate import Accelerator  # type: ignore[import-untyped]
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-
-    # Else the first training of a process fixes dtype and device for all, whatever owner.toml has become since.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    device = device_of(config)
-    on_cpu = device.type == "cpu"
-    if device.index is not None and not on_cpu:
-        torch.accelerator.set_device_index(device.index)
-    half = arithmetic_of(config) == torch.bfloat16
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 
 
 def _batches(material: Material, config: TrainingConfig) -> Batches:
