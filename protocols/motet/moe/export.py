@@ -4,7 +4,8 @@ Guarantees: equal composites give equal bytes; at most one chunk of a tensor is 
 complete or not at all. A filter becomes routing token by token. The router's bias, for which stock architectures have
 no place, is folded in: the residual stream grows by a few channels that hold one constant from the embedding to the
 end, and the router reads its bias from them. Loaded in float32, the export computes what the composite computes, up to
-float32 rounding; of a filter, what the composite with `evidence=None` in its configuration computes.
+float32 rounding; of a filter, what the composite with `evidence=None` in its configuration computes. Behind a norm no
+channel is constant: of a pre-norm family neither bias nor filter is exported unless it is given up (docs/anchors.md).
 
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
@@ -82,11 +83,12 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
     """
     config = _read_config(composite_directory)
     family = family_of(config.anchor.model_type)
+    _require_expressible(config, family)
     with ExitStack() as open_files, _new_directory(out) as directory:
         sources = _open_tensors(composite_directory, open_files)
         _check_tensors(sources, config)
         biases = {name: _read(sources[name], name) for name in sources if name.endswith(".mlp.router.bias")}
-        bias = _fate_of(biases, family, drop_bias)
+        bias = _fate_of(biases, family, drop_bias, filters=config.filter is not None)
         width = _wider(config.hidden_size) if bias == "folded" else config.hidden_size
         _write_shards(directory, _plan(sources, biases, family, config, width))
         _write_config(directory, config, family, width)
@@ -166,14 +168,24 @@ def _read(reader: TensorReader, name: str) -> Array:
     return _values(raw, reader.header[name].spec.dtype)
 
 
-def _fate_of(biases: Mapping[str, Array], family: Family, drop_bias: bool) -> Literal["none", "folded", "dropped"]:
-    if not any(bias.any() for bias in biases.values()):
-        return "none"
-    if not family.post_norm and not drop_bias:
+def _require_expressible(config: MotetConfig, family: Family) -> None:
+    problem = family.stock.problem(config.anchor) or family.routing_problem(normalise=config.normalise_top_k)
+    if problem:
+        raise ExportError(f"{problem}; use the native form")
+
+
+def _fate_of(
+    biases: Mapping[str, Array], family: Family, drop_bias: bool, *, filters: bool
+) -> Literal["none", "folded", "dropped"]:
+    biased = any(bias.any() for bias in biases.values())
+    if not family.post_norm and (biased or filters) and not drop_bias:
         raise ExportError(
-            f"saw a router bias in a {family.model_type} composite, wanted none: its MLPs read normalised states, "
-            "where no constant survives; export with drop_bias and report the cost"
+            f"saw {'a filter' if filters else 'a router bias'} in a {family.model_type} composite, wanted none: its "
+            "MLPs read normalised states, where no channel is constant; export with --drop-bias, which routes token by "
+            "token without bias and reports the cost, or use the native form (docs/anchors.md)"
         )
+    if not biased:
+        return "none"
     return "dropped" if drop_bias else "folded"
 
 
