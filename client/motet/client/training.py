@@ -2,8 +2,8 @@
 
 The model is the two-expert composite that the expert will later be part of: anchor and expert weighed as the charter
 says, by a filter or by frozen routing rows (FlexOlmo, arXiv 2507.07024, section 3). Only the expert's matrices are
-trained, and with rows from sentence embeddings these rows too, on packed sequences of own text and the charter's share
-of public text.
+trained, or its factors if it is low-rank, and with rows from sentence embeddings these rows too, on packed sequences of
+own text and the charter's share of public text.
 
 Guarantees: killed at any step and started again, training ends with the very weights of an uninterrupted run (on a
 CPU; GPUs add in varying order); a checkpoint is never made of a loss or gradient that is not finite.
@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,16 +25,19 @@ from torch import Tensor, nn
 
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
-from motet.client.devices import arithmetic_of
+from motet.client.devices import arithmetic_of, require_devices
+from motet.client.lowrank import Expansion, factors_of, initial_factors, parameters_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
+from motet.client.ranks import run_ranks
 from motet.client.step import Step
 from motet.moe.composite import MotetForCausalLM, compose, router_tensor_names
 from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
+from motet.moe.lowrank import AnyExpert, Factors, LowRankExpert
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
-from motet.protocols.contribution import TrainingRecord
+from motet.protocols.contribution import ExpertKind, TrainingRecord
 from motet.protocols.errors import TrainingError
 
 ROUTER = ".mlp.router."
@@ -59,10 +62,18 @@ class TrainedExpert:
     """What training made: `ffn` under the anchor's names in float32 on the CPU, not rounded yet."""
 
     ffn: Mapping[str, Tensor]
+    """Of a low-rank expert made anew whenever a tensor is asked for."""
     rows: RoutingRows
     record: TrainingRecord
     fingerprint: str
     """Names everything that determined it."""
+    factors: Mapping[str, Factors] | None = None
+    """A low-rank expert's, by the anchor's names, in float32; None for a full expert."""
+
+    @property
+    def kind(self) -> ExpertKind:
+        """Whether it is a full expert or a low-rank one."""
+        return "full" if self.factors is None else "lowrank"
 
 
 def train(
@@ -86,15 +97,34 @@ def train(
         The expert, or None when it was asked to stop first.
 
     Raises:
-        TrainingError: the loss or its gradient is no longer finite, or a checkpoint is damaged.
-        ConfigurationError: this machine has no such device.
+        TrainingError: the loss or its gradient is no longer finite, a checkpoint is damaged, or one of several
+            processes was killed.
+        ConfigurationError: this machine has no such device, or not enough of them.
         StorageError: the disk is full.
     """
     torch.set_num_threads(config.threads)
+    require_devices(config)
     try:
+        if config.processes > 1 and not _trained_together(material, config, folder, on_progress, should_stop):
+            return None
         return _train(material, config, folder, on_progress, should_stop)
     finally:
         _free_memory()
+
+
+def _trained_together(
+    material: Material,
+    config: TrainingConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train in several processes; whether the last checkpoint is that of the last step."""
+    kept = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
+    if kept.steps() < config.steps:
+        work = (material, config, folder)
+        run_ranks(_train, work, ranks=config.processes, on_progress=on_progress, should_stop=should_stop)
+    return kept.steps() == config.steps
 
 
 def _train(
@@ -112,27 +142,35 @@ def _train(
             return None
         on_progress(run.advance())
     trained = {name: parameter.detach().cpu() for name, parameter in run.parameters.items()}
+    lowrank, anchor = config.kind == "lowrank", material.anchor
+    factors = factors_of(trained, anchor.manifest, scale=config.scale) if lowrank else None
+    full: Mapping[str, Tensor] = {name: tensor for name, tensor in trained.items() if ROUTER not in name}
     return TrainedExpert(
-        ffn={name: tensor for name, tensor in trained.items() if ROUTER not in name},
+        ffn=full if factors is None else Expansion(anchor, factors),
         rows=_rows_of(trained, material),
         record=_record(material, config, run.batches),
         fingerprint=run.checkpoints.fingerprint,
+        factors=factors,
     )
 
 
 def expert_model(
-    material: Material, *, checkpointing: bool = False, half: bool = False
+    material: Material,
+    *,
+    checkpointing: bool = False,
+    half: bool = False,
+    factors: Mapping[str, Factors] | None = None,
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
     """The two-expert composite, all frozen but the float32 parameters returned, which start as the material says.
 
-    With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
-    lost; then run the model under autocast. In float32 otherwise.
+    With `factors` (float32) the expert is a low-rank one that starts from these. With `half` the frozen part takes half
+    the memory, if the anchor is stored in bfloat16 so that nothing of it is lost; then run the model under autocast. In
+    float32 otherwise.
     """
     stored_half = {spec.dtype for spec in material.anchor.manifest.ffn()} == {"BF16"}
     anchor = material.anchor.model(dtype=torch.bfloat16 if half and stored_half else torch.float32)
     anchor.requires_grad_(False)
-    parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
-    expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
+    expert, parameters = _starting(material, factors)
     # Without the charter's priors: they weigh a composite, and may change later.
     model = compose(anchor, [expert], evidence=Evidence.of(material.routing))
     if material.routing.kind == "embedding":
@@ -143,6 +181,16 @@ def expert_model(
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, parameters
+
+
+def _starting(material: Material, factors: Mapping[str, Factors] | None) -> tuple[AnyExpert, dict[str, nn.Parameter]]:
+    """The expert that training begins with, and its parameters by name."""
+    if factors is None:
+        parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
+        return Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows), parameters
+    learning = {name: replace(each, a=nn.Parameter(each.a), b=nn.Parameter(each.b)) for name, each in factors.items()}
+    expert = LowRankExpert(name=material.name, contribution="", factors=learning, rows=material.rows)
+    return expert, parameters_of(learning)
 
 
 def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
@@ -179,7 +227,10 @@ class _Run:
     @classmethod
     def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
         half = arithmetic_of(config) == torch.bfloat16
-        model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing, half=half)
+        factors = starting_factors(material, config)
+        model, parameters = expert_model(
+            material, checkpointing=config.gradient_checkpointing, half=half, factors=factors
+        )
         work = Step.of(model, parameters, config)
         checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
         step = checkpoints.restore(parameters, work.optimizer)
@@ -223,9 +274,19 @@ class _Run:
         )
 
 
+def starting_factors(material: Material, config: TrainingConfig) -> dict[str, Factors] | None:
+    """What a low-rank expert starts from; None for a full one."""
+    if config.kind == "full":
+        return None
+    return initial_factors(material.anchor.manifest, rank=config.rank, scale=config.scale, seed=config.seed)
+
+
 def fingerprint(material: Material, config: TrainingConfig) -> str:
-    """Names everything that determines the expert; how often it is saved does not."""
-    settings = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    """Names everything that determines the expert. How often it is saved does not, nor how many processes share the work:
+    any number continues a checkpoint, though their sums round differently."""
+    settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", "kind", "rank", "alpha"})
+    if config.kind == "lowrank":  # else it is what it was before there were others
+        settings |= {"kind": config.kind, "rank": config.rank, "scale": config.scale}
     return digest_of({"schema": "motet.training/1", "material": material.digest, "settings": settings})
 
 
