@@ -12,7 +12,7 @@ factors are bfloat16. The update defines the expert, as it does a full one.
     read_stored(store / "expert.safetensors", anchor, name="medicine", contribution=digest)     # of either kind
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,25 @@ class LowRankExpert:
         """The rank of all its factors. Raises ExpertError when they differ in it."""
         return common_rank(self.factors)
 
-    def ffn(self, anchor_ffn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def ffn(self, anchor_ffn: Mapping[str, Tensor]) -> "Expansion":
         """The dense network that the expert is beside the anchor's, in the dtype of the anchor's tensors."""
-        return {name: self.factors[name].expanded(own) for name, own in anchor_ffn.items()}
+        return Expansion(anchor_ffn, self.factors)
+
+
+class Expansion(Mapping[str, Tensor]):
+    """A low-rank expert's dense tensors under the anchor's names, each made when it is asked for, and not kept."""
+
+    def __init__(self, anchor_ffn: Mapping[str, Tensor], factors: Mapping[str, Factors]) -> None:
+        self._anchor_ffn, self._factors = anchor_ffn, factors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._factors[name].expanded(self._anchor_ffn[name].detach())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._anchor_ffn)
+
+    def __len__(self) -> int:
+        return len(self._anchor_ffn)
 
 
 AnyExpert = Expert | LowRankExpert
