@@ -40,6 +40,8 @@ def make_rows(
 ) -> RoutingRows:
     """The rows of an owner's text under a charter's rules; only documents to train on are looked at.
 
+    They have no intercept where the anchor's MLPs read normalised states: the stock export could not hold it.
+
     Args:
         rules: the charter's.
         anchor: the anchor.
@@ -55,10 +57,10 @@ def make_rows(
     if rules.kind == "embedding":
         return _embedding_rows(rules, anchor, own.train, public.train)
     if rules.rows == "lda":
-        rows = lda_rows(*_given(statistics))
+        rows = lda_rows(*_given(statistics), intercept=anchor.family.post_norm)
     else:
         _log.info("fitting the routing rows")
-        rows = logistic_rows(anchor, own.train, public.train, device=device)
+        rows = logistic_rows(anchor, own.train, public.train, intercept=anchor.family.post_norm, device=device)
     if rules.kind == "token":
         return rows
     tokenizer = anchor.tokenizer()
