@@ -36,6 +36,7 @@ from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
 from motet.moe.lowrank import AnyExpert, Factors, LowRankExpert
 from motet.moe.routing import RoutingRows
+from motet.moe.trainable_router import trainable_router
 from motet.protocols.canonical import digest_of
 from motet.protocols.contribution import ExpertKind, TrainingRecord
 from motet.protocols.errors import TrainingError
@@ -174,7 +175,7 @@ def expert_model(
     # Without the charter's priors: they weigh a composite, and may change later.
     model = compose(anchor, [expert], evidence=Evidence.of(material.routing))
     if material.routing.kind == "embedding":
-        parameters |= {name: each for name, each in model.named_parameters() if ROUTER in name}
+        parameters |= trainable_router(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     model.train()
@@ -199,7 +200,8 @@ def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
     if layers[0][0] not in trained:
         return material.rows
     weight = torch.stack([trained[name][1] - trained[name][0] for name, _ in layers])
-    bias = torch.stack([trained[name][1] - trained[name][0] for _, name in layers])
+    fixed = torch.zeros(2)  # where intercepts are not trained they are zero
+    bias = torch.stack([trained.get(name, fixed)[1] - trained.get(name, fixed)[0] for _, name in layers])
     return RoutingRows(weight=weight, bias=bias)
 
 
