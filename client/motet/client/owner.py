@@ -86,6 +86,9 @@ class TrainingConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The dtype of the arithmetic in training and scoring; auto is bfloat16 on an accelerator. Weights being trained,
     and whatever is stored in float32, stay float32."""
+    processes: int = Field(1, ge=1, le=1024)
+    """How many processes on this machine share every forward pass's sequences, each on an accelerator of its own, or
+    all on the CPU if that is the device, with `threads` threads each. AdamW's moments are spread over them."""
     start: Literal["anchor", "latest"] = "anchor"
     """Whether the expert starts as the anchor, or as the newest version that the coordinator admitted, if there is one:
     each admitted version then begins a new training of so many steps."""
@@ -103,6 +106,11 @@ class TrainingConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size, processes: saw batch_size {self.batch_size} for {self.processes} processes, wanted a "
+                "multiple, so that each has the same number of sequences"
+            )
         if self.kind == "lowrank" and self.start == "latest":
             raise ValueError(
                 "kind, start: saw kind 'lowrank' with start 'latest', wanted start 'anchor': factors travel whole and "

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import TrainingConfig
+from motet.client.sharding import adamw
 
 _BETAS = (0.9, 0.95)
 
@@ -43,7 +44,7 @@ class Step:
             accelerator=accelerator,
             model=prepared,
             parameters=parameters,
-            optimizer=_optimizer(list(parameters.values()), settings, accelerator.num_processes),
+            optimizer=adamw(list(parameters.values()), ranks=accelerator.num_processes, **settings),
             clip=config.gradient_clip,
         )
 
@@ -88,24 +89,17 @@ class Step:
         return found
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: dict[str, Any], ranks: int) -> torch.optim.Optimizer:
-    if ranks == 1:
-        return torch.optim.AdamW(parameters, **settings)
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **settings)
-
-
 def accelerator_of(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
     """What accelerate makes of `[training]`: the device, bfloat16 or not, and the ranks that this process is one of."""
-    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate import Accelerator, DistributedDataParallelKwargs  # type: ignore[import-untyped]
     from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
     # Else the first training of a process fixes dtype and device for all, whatever owner.toml has become since.
     AcceleratorState._reset_state(reset_partial_state=True)
     device = device_of(config)
     on_cpu = device.type == "cpu"
-    if device.index is not None and not on_cpu:
+    if device.index is not None and not on_cpu:  # several ranks: accelerate gives each one of its own
         torch.accelerator.set_device_index(device.index)
     half = arithmetic_of(config) == torch.bfloat16
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
+    copies = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no", kwargs_handlers=[copies])

@@ -284,8 +284,8 @@ def starting_factors(material: Material, config: TrainingConfig) -> dict[str, Fa
 
 
 def fingerprint(material: Material, config: TrainingConfig) -> str:
-    """Names everything that determines the expert. How often it is saved does not, nor how many processes share the work:
-    any number continues a checkpoint, though their sums round differently."""
+    """Names everything that determines the expert. How often it is saved does not, nor how many processes share
+    the work: any number continues a checkpoint, though their sums round differently."""
     settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", "kind", "rank", "alpha"})
     if config.kind == "lowrank":  # else it is what it was before there were others
         settings |= {"kind": config.kind, "rank": config.rank, "scale": config.scale}
