@@ -14,27 +14,29 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 @pytest.fixture(scope="session")
 def make_anchor() -> MakeAnchor:
-    """`make_anchor(directory, seed=0, **sizes)` writes a random bf16 Olmo2 anchor with a byte-level tokenizer."""
+    """`make_anchor(directory, seed=0, model_type="olmo2", **sizes)`: a random bf16 anchor, one token per byte."""
     import torch
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(1)
 
-    def make(directory: Path, *, seed: int = 0, **sizes: int) -> Path:
+    def make(directory: Path, *, seed: int = 0, model_type: str = "olmo2", **sizes: int) -> Path:
         tokenizer = byte_tokenizer()
         tokenizer.save_pretrained(directory)
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} | sizes
-        config = Olmo2Config(
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        shape |= {} if model_type == "olmo2" else {"num_key_value_heads": 2, "head_dim": 8}
+        shape |= {"tie_word_embeddings": False} | sizes
+        config = AutoConfig.for_model(
+            model_type,
             vocab_size=len(tokenizer),
             max_position_embeddings=128,
-            tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             **shape,
         )
         torch.manual_seed(seed)
-        Olmo2ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory)
         return directory
 
     return make

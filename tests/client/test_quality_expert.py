@@ -13,8 +13,8 @@ from motet.client.quality.specialist import specialist
 from motet.client.training import learning_rate
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.composite import compose
-from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert, read_expert
+from motet.moe.prefix import evidence_of
 from motet.moe.scoring import bits_per_byte, score
 from motet.moe.statistics import measure
 
@@ -44,7 +44,7 @@ def made(spec: dict[str, object], inputs: dict[str, Path], out: Path) -> Expert:
 def test_the_expert_has_learned_and_its_filter_knows_the_text(inputs: dict[str, Path], tmp_path: Path) -> None:
     found, anchor = made(FILTER, inputs, tmp_path / "expert"), Anchor.load(inputs["anchor"])
     wide = Expert(name="m", contribution="", ffn={k: v.float() for k, v in found.ffn.items()}, rows=found.rows)
-    composite = compose(anchor.model(torch.float32), [wide], evidence=Evidence.of(rules_of(FILTER)))
+    composite = compose(anchor.model(torch.float32), [wide], evidence=evidence_of(rules_of(FILTER)))
     texts = read_split(inputs["domain"], "test")
     figures = [
         bits_per_byte(score(model, anchor.tokenizer(), texts, sequence_length=32))

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
+from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome, TrainingConfig
 from motet.client.preparation import Material, prepare
 from motet.client.training import (
     Progress,
     TrainedExpert,
-    arithmetic_of,
-    device_of,
     expert_model,
     fingerprint,
     learning_rate,

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from motet.coordinator.assembly import Member, RoutingPolicy, assemble, verify_composite
 from motet.moe import compose
 from motet.moe.anchor import Anchor
-from motet.moe.evidence import Evidence
 from motet.moe.experts import read_expert, stored_tensors, write_update
+from motet.moe.prefix import evidence_of
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
 from motet.protocols.composite_manifest import read_composite_manifest
@@ -24,6 +24,7 @@ from motet.protocols.expert_files import materialise_file
 
 POLICY = RoutingPolicy(log_prior_anchor=0.25, log_prior_expert=-0.5)
 FILTER = RoutingPolicy(kind="filter", stay=0.9, temperature=2.0, log_prior_anchor=0.25, log_prior_expert=-0.5)
+AVERAGE = RoutingPolicy(kind="token", gain=8.0, log_prior_anchor=0.25, log_prior_expert=-0.5)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("policy", [POLICY, FILTER], ids=["token", "filter"])
+@pytest.mark.parametrize("policy", [POLICY, FILTER, AVERAGE], ids=["rows", "filter", "average"])
 def test_an_expert_that_left_leaves_no_byte_behind(anchor, members, tmp_path, policy):
     assemble(anchor, members, policy, tmp_path / "with everybody")
     after_it_left = assemble(anchor, members[:1] + members[2:], policy, tmp_path / "after")
@@ -79,17 +80,17 @@ def test_order_does_not_matter_and_ids_follow_the_contributions(anchor, members,
     assert config["expert_names"] == ["anchor", "mathematics", "code", "medicine"]
 
 
-@pytest.mark.parametrize("policy", [POLICY, FILTER], ids=["token", "filter"])
+@pytest.mark.parametrize("policy", [POLICY, FILTER, AVERAGE], ids=["rows", "filter", "average"])
 def test_loads_equal_to_the_composite_made_in_process(anchor, members, tmp_path, policy):
     composite = assemble(anchor, members, policy.model_copy(update={"top_k": 2}), tmp_path / "composite")
     loaded, report = AutoModelForCausalLM.from_pretrained(composite.path, output_loading_info=True)
     assert not any(report.values())
     experts = [read_expert(m.expert_file, anchor, name=m.name, contribution=m.contribution) for m in members]
     priors = {"anchor": POLICY.log_prior_anchor} | {m.name: POLICY.log_prior_expert for m in members}
-    evidence = None if policy.evidence is None else Evidence(**policy.evidence)
+    evidence = evidence_of(policy)
     in_process = compose(anchor.model(), experts, top_k=2, log_priors=priors, evidence=evidence)
 
-    assert (loaded.config.filter, loaded.config.priors) == (evidence, in_process.config.priors)
+    assert (loaded.config.prefix, loaded.config.priors) == (in_process.config.prefix, in_process.config.priors)
     assert ("token_router.weight" in loaded.state_dict()) == (evidence is not None)
     state, expected = loaded.state_dict(), in_process.state_dict()
     assert state.keys() == expected.keys()

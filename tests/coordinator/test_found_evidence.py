@@ -55,7 +55,7 @@ def test_a_table_that_was_counted_passes_whatever_the_texts(
             counts.tokens[token] *= times
     table = token_evidence(*sides, VOCABULARY).numpy()
     found = FoundEvidence.of(table, array_of(sides[1]))
-    assert evidence_problem(found, largest=float(np.abs(table).max()), kind="filter") is None
+    assert evidence_problem(found, largest=float(np.abs(table).max()), counted=True) is None
 
 
 def test_the_sum_by_hand() -> None:
@@ -72,7 +72,7 @@ def test_text_of_another_script_is_clipped_and_passes() -> None:
     found = FoundEvidence.of(table, array_of(public))
     assert table.max() == EVIDENCE_LIMIT
     assert found.mass < 0.1
-    assert evidence_problem(found, largest=EVIDENCE_LIMIT, kind="filter") is None
+    assert evidence_problem(found, largest=EVIDENCE_LIMIT, counted=True) is None
 
 
 @pytest.fixture
@@ -116,12 +116,12 @@ def test_where_no_filter_reads_it_evidence_is_zero(home: CoordinatorHome, verdic
     table = np.zeros(home.anchor_manifest.vocabulary_size)
     assert verdict(table, kind="token") is None
     table[7] = -EVIDENCE_STEP
-    assert verdict(table, kind="filter") is None
+    assert verdict(table, counted=True) is None
     assert verdict(table, kind="token") == "wrong-evidence"
 
 
 def test_evidence_that_nobody_looked_at_is_refused() -> None:
-    assert evidence_problem(None, largest=0.0, kind="filter") is not None
+    assert evidence_problem(None, largest=0.0, counted=True) is not None
 
 
 def test_public_tokens_are_counted_as_owners_count_them(home: CoordinatorHome, tmp_path: Path) -> None:

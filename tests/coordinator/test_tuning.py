@@ -311,7 +311,7 @@ def test_a_manifest_without_tuning_is_what_it_always_was() -> None:
         (tag(membership=digest("9")), "token", "tuned with the membership"),
         (tag(documents={"code": 1, "law": 2}), "token", "wanted each member's"),
         (tag(documents={"code": 0}), "token", "no document"),
-        (tag(), "filter", "tuned filter"),
+        (tag(), "filter", "tuned evidence over the prefix"),
     ],
 )
 def test_a_tuned_router_passes_for_no_other_membership(tuning: Tuning, kind: str, message: str) -> None:

@@ -58,6 +58,22 @@ def test_how_much_text_there_is_does_not_enter(own_tokens: int) -> None:
     assert float(difference.abs().mean()) < 0.1
 
 
+@pytest.mark.parametrize("own_tokens", [2000, 12000])
+def test_without_an_intercept_it_is_the_ratio_of_what_zero_can_part(own_tokens: int) -> None:
+    """With means +m + c and -m + c, c across m, the best row ignores c; with c along m there is nothing to tell by."""
+    draw = torch.Generator().manual_seed(0)
+    mean, shared = torch.tensor([0.5, -0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 2.0, 0.0])
+    own = inputs_of(torch.randn(own_tokens, 4, generator=draw) + mean + shared, 40)
+    public = inputs_of(torch.randn(6000, 4, generator=draw) - mean + shared, 40)
+    weight, bias = logistic._fit(own, public, 0, intercept=False)
+    assert not bias.any()
+    assert torch.allclose(weight, 2 * mean, atol=0.1)
+    one = inputs_of(torch.tensor([[3.0, 0.0]]) + 0.01 * torch.randn(500, 2, generator=draw), 40)
+    two = inputs_of(torch.tensor([[1.0, 0.0]]) + 0.01 * torch.randn(500, 2, generator=draw), 40)
+    scores = [float((side.values[0] @ logistic._fit(one, two, 0, intercept=False)[0]).mean()) for side in (one, two)]
+    assert scores[0] * scores[1] > 0
+
+
 def test_separable_data_are_not_believed_without_end() -> None:
     own, public, _ = gaussians(500, 500, apart=20.0)
     inputs, is_own = torch.cat([own.values[0], public.values[0]]), torch.cat([torch.ones(500), torch.zeros(500)])
@@ -112,6 +128,14 @@ def test_rows_tell_the_texts_apart_and_are_the_same_every_time(anchor: Anchor) -
 def scores(anchor: Anchor, rows: RoutingRows, texts: list[str], layer: int) -> Tensor:
     inputs = logistic.layer_inputs(anchor, texts, layers=[layer], max_tokens=10_000)
     return rows.scores(inputs.values[layer], layer=layer)
+
+
+def test_rows_without_intercept_tell_the_texts_apart_as_well(anchor: Anchor) -> None:
+    rows = logistic_rows(anchor, OWN, PUBLIC, intercept=False)
+    assert not rows.bias.any()
+    for layer in range(2):
+        own, public = (scores(anchor, rows, texts, layer) for texts in (OWN[:5], PUBLIC[:5]))
+        assert own.mean() > 1 > -1 > public.mean()
 
 
 def test_layers_one_at_a_time_are_the_same(anchor: Anchor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,47 @@ def test_an_owner_like_the_public_gets_zero_rows():
     assert not rows.bias.any()
 
 
+def test_without_intercept_a_row_is_the_log_ratio_of_its_own_densities():
+    """The score is normal on either side, and the log ratio of these two normals at any score is that score."""
+    (own, public), covariance = gaussians(2)
+    rows = lda_rows(statistics(own, covariance), statistics(public, covariance), intercept=False)
+    assert not rows.bias.any()
+    for layer in range(LAYERS):
+        row = rows.weight[layer].double()
+        centres, variance = [float(row @ each[layer]) for each in (own, public)], float(row @ covariance[layer] @ row)
+        assert centres[0] == pytest.approx(-centres[1], rel=1e-4)
+        assert centres[0] - centres[1] == pytest.approx(variance, rel=1e-4)
+        assert centres[0] > 0.01
+
+
+def test_without_intercept_no_row_through_zero_tells_more():
+    (own, public), covariance = gaussians(2)
+    found = lda_rows(statistics(own, covariance), statistics(public, covariance), intercept=False).weight[0].double()
+    difference, midpoint = own[0] - public[0], (own[0] + public[0]) / 2
+
+    def apart(row):
+        return float((row @ difference) / (row @ covariance[0] @ row).sqrt())
+
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        other = found + torch.randn(HIDDEN, dtype=torch.float64, generator=draw) * found.norm() / 3
+        other -= midpoint * (other @ midpoint) / (midpoint @ midpoint)
+        assert apart(other) <= apart(found) * (1 + 1e-5)
+
+
+def test_without_intercept_low_rank_covariances_give_the_same_row():
+    draw = torch.Generator().manual_seed(4)
+    means, factor = torch.randn(2, LAYERS, HIDDEN, generator=draw), torch.randn(LAYERS, HIDDEN, 2, generator=draw)
+    diagonal = torch.rand(LAYERS, HIDDEN, generator=draw) + 0.5
+    dense = torch.diag_embed(diagonal) + factor @ factor.mT
+    narrow = LowRankCovariance(diagonal=diagonal, factor=factor)
+    sides = [
+        [Statistics(anchor="a", tokens=9, mean=mean, covariance=each) for mean in means] for each in (dense, narrow)
+    ]
+    full, low = (lda_rows(*pair, intercept=False) for pair in sides)
+    torch.testing.assert_close(full.weight, low.weight, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [0, 1, HIDDEN - 1])
 def test_a_degenerate_covariance_gives_finite_rows(rank):
     (own, public), _ = gaussians(2)

@@ -15,8 +15,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import distributed, nn
 
+from motet.client.sharding import STATES, full_state, local, own_parameters
 from motet.protocols.canonical import Digest, hex_of, write_atomically
 from motet.protocols.documents import Document
 from motet.protocols.errors import DocumentError, TensorFileError, TrainingError
@@ -40,12 +41,18 @@ class Checkpoints:
     fingerprint: str
 
     def save(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Keep the state after `step` steps. Raises StorageError when the disk is full; the one before is kept."""
-        tensors = _state(parameters, optimizer)
+        """Keep the state after `step` steps; of several ranks all must call it, and the first one writes.
+
+        Raises StorageError when the disk is full; the one before is kept.
+        """
+        state = full_state(parameters, optimizer)
+        if distributed.is_initialized() and distributed.get_rank():
+            for _ in state:  # its share is sent to the first
+                pass
+            return
         path = self.folder / f"checkpoint-{step:08d}-{hex_of(self.fingerprint)[:12]}.safetensors"
-        specs = [TensorSpec(name=name, dtype="F32", shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
-        with TensorWriter(path, specs) as writer:
-            for name, tensor in tensors.items():
+        with TensorWriter(path, _specs(parameters)) as writer:
+            for name, tensor in state:
                 writer.write_tensor(name, tensor)
         record = _Record(fingerprint=self.fingerprint, step=step, file=path.name)
         write_atomically(self.folder / RECORD_FILE, record.canonical())
@@ -62,37 +69,46 @@ class Checkpoints:
             TrainingError: the checkpoint is damaged.
         """
         path = self.folder / RECORD_FILE
-        if not path.exists():
-            return 0
         try:
-            record = _Record.parse(path.read_bytes())
-            if record.fingerprint != self.fingerprint:
-                return 0
-            with TensorReader(self.folder / record.file) as reader:
-                _load_state({spec.name: reader.tensor(spec.name) for spec in reader.specs}, parameters, optimizer)
+            record = self._record()
+            if record is not None:
+                with TensorReader(self.folder / record.file) as reader:
+                    _load_state(reader, parameters, optimizer)
         except (OSError, DocumentError, TensorFileError, KeyError) as error:
             raise TrainingError(
                 f"cannot resume from {path}: {error}; remove {self.folder} to train from the start"
             ) from error
-        return record.step
+        return 0 if record is None else record.step
+
+    def steps(self) -> int:
+        """The number of steps done, 0 when there is no checkpoint that can be read; `restore` says why."""
+        try:
+            record = self._record()
+        except (OSError, DocumentError):
+            return 0
+        return 0 if record is None else record.step
+
+    def _record(self) -> _Record | None:
+        path = self.folder / RECORD_FILE
+        record = _Record.parse(path.read_bytes()) if path.exists() else None
+        return record if record is not None and record.fingerprint == self.fingerprint else None
 
 
-def _state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and AdamW's two moments and step count, each under the parameter's name."""
-    tensors = {f"weight.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    return {name: tensor.float().cpu() for name, tensor in tensors.items()}
+def _specs(parameters: Mapping[str, nn.Parameter]) -> list[TensorSpec]:
+    """Of every parameter its weight, AdamW's two moments and its step count."""
+    return [
+        TensorSpec(name=f"{key}.{name}", dtype="F32", shape=() if key == "step" else tuple(parameter.shape))
+        for key in STATES
+        for name, parameter in parameters.items()
+    ]
 
 
 @torch.no_grad()
-def _load_state(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
+def _load_state(reader: TensorReader, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Weights for all, and the moments that are this rank's."""
+    own = own_parameters(optimizer)
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[f"weight.{name}"])
-        optimizer.state[parameter] = {
-            "step": tensors[f"step.{name}"],
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-        }
+        parameter.copy_(reader.tensor(f"weight.{name}"))
+        if parameter in own:
+            moments = {key: reader.tensor(f"{key}.{name}").to(parameter.device) for key in STATES[1:]}
+            local(optimizer).state[parameter] = moments  # the step count too: a fused AdamW has it beside the moments

@@ -23,7 +23,7 @@ from motet.protocols import transfer
 from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.container import write_container
 from motet.protocols.contribution import Contribution, Withdrawal
-from motet.protocols.control import Phase
+from motet.protocols.control import Phase, TrainRequest
 from motet.protocols.documents import Strict, first_problem
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.jobs import contribution_of
@@ -152,14 +152,18 @@ def job_result(packed: Packed, sent: Sent | None, *, inline: bool = False) -> di
 def settle_jobs(home: OwnerHome, packed: Packed, sent: Sent | None, *, inline: bool = False) -> None:
     """End the jobs that wait for the owner's consent to this contribution, now that it is given.
 
-    They are done when it was admitted or is on offer, and failed when the coordinator refused it.
+    They are done when it was admitted or is on offer, and failed when the coordinator refused it. What rides in
+    Flower's reply needs a job to answer: where none waits, the one that the coordinator will ask for is done already.
     """
     spool, refused = Spool(home.path), sent is not None and sent.verdict.status != "admitted"
     state: Phase = "failed" if refused else "done"
     detail = "contributed" if sent is None else verdict_line(sent)
-    for job in spool.jobs():
-        if job.state == "waiting" and contribution_of(job) == packed.digest:
-            spool.update(job.id, state, detail=detail, result=job_result(packed, sent, inline=inline))
+    result = job_result(packed, sent, inline=inline)
+    waiting = [job for job in spool.jobs() if job.state == "waiting" and contribution_of(job) == packed.digest]
+    for job in waiting:
+        spool.update(job.id, state, detail=detail, result=result)
+    if inline and not waiting:
+        spool.fulfil(TrainRequest(charter=home.charter.digest), detail=detail, result=result)
 
 
 def verdict_line(sent: Sent) -> str:
@@ -174,24 +178,29 @@ def contribute(
 ) -> Sent | None:
     """The owner's consent: send the way that owner.toml says, and finish the jobs that waited for it.
 
-    With the transport "flower" nothing is sent by this call, and it returns None: the ClientApp hands the update over
-    when the coordinator asks for it. Raises as `send` does, and ConfigurationError for the transport "file".
+    What rides in Flower's reply is not sent by this call, and it returns None: the ClientApp hands the update over when
+    the coordinator asks for it. Raises as `send` does, and ConfigurationError for the transport "file".
     """
     if home.config.contribution.transport == "file":
         raise ConfigurationError(
             'saw transport = "file" under [contribution] in owner.toml, which lets nothing leave over a connection; '
             "write a file with `motet contribute --to FILE`, or choose another transport"
         )
-    sent = None if rides_flower(home, packed) else send(home, packed, progress=progress)
+    inline = rides_flower(home, packed) and not packed.receipt.exists()
+    sent = None if inline else send(home, packed, progress=progress)
     settle_jobs(home, packed, sent, inline=sent is None)
     forget_start(home)
     return sent
 
 
 def rides_flower(home: OwnerHome, packed: Packed) -> bool:
-    """Whether the update travels inside Flower's reply: the owner chose so, and the charter allows that size."""
+    """Whether the update travels inside Flower's reply: the charter allows that size, and the owner chose so.
+
+    An owner who leaves the transport at "auto" chose so for low-rank experts.
+    """
+    transport, lowrank = home.config.contribution.transport, packed.contribution.kind == "lowrank"
     small = packed.contribution.update_bytes <= home.charter.experts.inline_bytes
-    return home.config.contribution.transport == "flower" and small
+    return small and (transport == "flower" or (transport == "auto" and lowrank))
 
 
 def sign_withdrawal(home: OwnerHome, contribution: str, *, reason: str | None = None) -> Signed:

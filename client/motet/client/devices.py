@@ -1,6 +1,7 @@
 """What "device" and "dtype" of owner.toml mean on this machine.
 
 model.to(device_of(config))
+require_devices(config)                 # as many as there are processes
 """
 
 import torch
@@ -31,3 +32,20 @@ def arithmetic_of(config: TrainingConfig) -> torch.dtype:
     if config.dtype == "auto":
         return torch.float32 if device_of(config).type == "cpu" else torch.bfloat16
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def require_devices(config: TrainingConfig) -> None:
+    """Raises ConfigurationError when this machine has no device for each of the processes that owner.toml asks for."""
+    device = device_of(config)
+    if config.processes == 1 or device.type == "cpu":
+        return
+    if device.index is not None:
+        raise ConfigurationError(
+            f"saw device = {config.device!r} with processes = {config.processes} under [training], wanted a device "
+            f"without a number, since each process takes one of its own; say {device.type!r} or auto"
+        )
+    if (here := torch.accelerator.device_count()) < config.processes:
+        raise ConfigurationError(
+            f"saw processes = {config.processes} under [training], wanted at most {here}, which is how many devices of "
+            f"type {device.type} this machine lets us see; lower it, or ask the scheduler for more"
+        )

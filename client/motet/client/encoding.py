@@ -1,8 +1,8 @@
 """A trained expert as the update that serves it best: encoded, its scale tuned, and what that cost measured.
 
 An update may change the anchor, or the version that the coordinator admitted last; for lossy methods the better of the
-two on the owner's text is taken, for lossless ones the smaller. Every figure is on held-out documents that no scale was
-tuned on.
+two on the owner's text is taken, for lossless ones the smaller. A low-rank expert travels whole, and nothing is chosen.
+Every figure is on held-out documents that no scale was tuned on.
 
     encoded = encode_expert(trained, material, home, folder)
     encoded.path, encoded.record.gain_kept, encoded.bits_per_byte
@@ -17,16 +17,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from motet.client.devices import arithmetic_of, device_of
+from motet.client.lowrank import Expansion
 from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
 from motet.client.training import TrainedExpert
 from motet.client.tuning import split, tuned
 from motet.client.versions import Version, Versions, before
 from motet.moe.experts import read_update, swap_ffn, write_update
+from motet.moe.lowrank import read_lowrank_update, write_lowrank_update
 from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
 from motet.protocols.codec import CodecSettings, rescale
 from motet.protocols.container import UPDATE_NAME
-from motet.protocols.contribution import CodecRecord
+from motet.protocols.contribution import CodecRecord, ExpertKind
 
 Tell = Callable[[str], None]
 """Told a line for people."""
@@ -60,24 +62,17 @@ def encode_expert(
     """Write `update.motetup` into a folder, and measure it; `tell` is told before every evaluation, and may raise.
 
     Raises:
-        ConfigurationError: the charter does not admit the method.
+        ConfigurationError: the charter does not admit the method, or it does not suit the kind of expert.
         ExpertError, CodecError: the trained tensors do not fit the anchor, or are not finite.
         StorageError: the disk is full.
     """
-    settings = home.config.codec.settings(home.charter.codec)
-    yardstick = Yardstick.of(material, home, tell)
-    candidates = [
-        _candidate(folder / f"candidate-{number}", previous, settings, trained, home.config.codec.tune, yardstick)
-        for number, previous in enumerate(_starts(material, home, yardstick))
-    ]
-    best = min(candidates, key=lambda candidate: candidate.loss)
-    path = folder / UPDATE_NAME
-    if best.factor is None:
-        best.path.rename(path)
+    settings, path = home.codec_settings(trained.kind), folder / UPDATE_NAME
+    yardstick = Yardstick.of(material, home, tell, kind=trained.kind)
+    if trained.factors is None:
+        best = _best_candidate(path, trained, settings, home, yardstick)
     else:
-        rescale(best.path, path, best.factor)
-    for candidate in candidates:
-        candidate.path.unlink(missing_ok=True)
+        write_lowrank_update(path, material.anchor, trained.factors, trained.rows, settings)
+        best = _Candidate(path=path, previous=None, factor=None, loss=0.0)
     figures = yardstick.figures(trained.ffn, path, best.previous)
     return Encoded(
         path=path,
@@ -92,6 +87,24 @@ def encode_expert(
     )
 
 
+def _best_candidate(
+    path: Path, trained: TrainedExpert, settings: CodecSettings, home: OwnerHome, yardstick: "Yardstick"
+) -> _Candidate:
+    """The better of the ways to encode a full expert, written to `path` with its scales as tuned."""
+    candidates = [
+        _candidate(path.with_name(f"candidate-{number}"), each, settings, trained, home.config.codec.tune, yardstick)
+        for number, each in enumerate(_starts(yardstick.material, home, yardstick))
+    ]
+    best = min(candidates, key=lambda candidate: candidate.loss)
+    if best.factor is None:
+        best.path.rename(path)
+    else:
+        rescale(best.path, path, best.factor)
+    for candidate in candidates:
+        candidate.path.unlink(missing_ok=True)
+    return best
+
+
 def _starts(material: Material, home: OwnerHome, yardstick: "Yardstick") -> list[Version | None]:
     """What the update may change; None is the anchor, and all there is without text to choose on."""
     successive = home.config.codec.successive
@@ -100,7 +113,7 @@ def _starts(material: Material, home: OwnerHome, yardstick: "Yardstick") -> list
         return [None]
     if successive == "always":
         return [admitted]
-    decidable = yardstick.tuning is not None or home.config.codec.settings(home.charter.codec).method in _EXACT
+    decidable = yardstick.tuning is not None or home.codec_settings("full").method in _EXACT
     return [None, admitted] if decidable else [None]
 
 
@@ -144,8 +157,8 @@ def scoring_model(material: Material, home: OwnerHome) -> PreTrainedModel:
 class Yardstick:
     """The anchor with an expert in place of its networks, scored on the owner's held-out text; `tell` is told of it.
 
-    `tuning` is the part that scales and bases are chosen on, None for exact methods and when there are too few
-    documents; `report` is the rest.
+    `tuning` is the part that scales and bases are chosen on, None for exact methods, for low-rank experts, and when
+    there are too few documents; `report` is the rest.
     """
 
     material: Material
@@ -153,9 +166,10 @@ class Yardstick:
     tuning: Windows | None
     report: Windows
     tell: Tell
+    kind: ExpertKind
 
     @classmethod
-    def of(cls, material: Material, home: OwnerHome, tell: Tell) -> "Yardstick":
+    def of(cls, material: Material, home: OwnerHome, tell: Tell, *, kind: ExpertKind = "full") -> "Yardstick":
         """Load the anchor and cut the text; figures are of stored weights, so never in a narrower dtype."""
         settings, tokenizer = home.config.training, material.anchor.tokenizer()
 
@@ -165,7 +179,7 @@ class Yardstick:
             )
 
         tuning, report = split(material.corpus.held_out)
-        if home.config.codec.settings(home.charter.codec).method in _EXACT:
+        if kind == "lowrank" or home.codec_settings(kind).method in _EXACT:
             tuning, report = [], list(material.corpus.held_out)
         return cls(
             material=material,
@@ -173,6 +187,7 @@ class Yardstick:
             tuning=cut(tuning) if tuning else None,
             report=cut(report),
             tell=tell,
+            kind=kind,
         )
 
     @property
@@ -204,5 +219,7 @@ class Yardstick:
             return bits_per_byte(score_windows(self.model, windows))
 
     def _expert(self, update: Path, previous: Version | None, factor: float) -> Mapping[str, Tensor]:
-        base = None if previous is None else previous.base
-        return read_update(update, self.material.anchor, name="", contribution="", base=base, factor=factor).ffn
+        anchor, base = self.material.anchor, None if previous is None else previous.base
+        if self.kind == "lowrank":
+            return Expansion(anchor, read_lowrank_update(update, anchor, name="", contribution="").factors)
+        return read_update(update, anchor, name="", contribution="", base=base, factor=factor).ffn

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motet.client.outbox import Packed
-from motet.client.owner import OwnerHome, require_licence
+from motet.client.owner import OwnerHome, require_kind, require_licence
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
 from motet.client.proxy_list import require_ready
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, stopped_by_signals
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import expected_bits
-from motet.protocols.expert_files import row_specs
+from motet.protocols.expert_files import factor_specs, row_specs
+from motet.protocols.tensor_files import TensorSpec
 
 _TELL_SECONDS = 2.0
 
@@ -55,11 +56,12 @@ def plan_training(directory: Path) -> TrainingPlan:
     """Check the text and the anchor, and say what training would mean; raises what training would raise."""
     home = OwnerHome.load(directory.absolute())
     require_licence(home.config, home.charter)
+    require_kind(home.charter, home.config.training.kind, home.config.training.rank)
     require_ready(home)
     fetch_anchor(home)
     (corpus, _), settings = load_texts(home), home.config.training
     anchor = open_anchor(home).manifest
-    parameters = sum(math.prod(spec.shape) for spec in anchor.ffn())
+    parameters = sum(math.prod(spec.shape) for spec in _matrices(home, anchor))
     per_step = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
     return TrainingPlan(
         documents=len(corpus.train),
@@ -73,9 +75,15 @@ def plan_training(directory: Path) -> TrainingPlan:
 
 def _update_bytes(home: OwnerHome, anchor: AnchorManifest) -> int:
     """About what the update will take: matrices as the codec encodes them, routing rows as they are."""
-    bits = expected_bits(home.config.codec.settings(home.charter.codec))
-    matrices = sum(math.prod(spec.shape) for spec in anchor.ffn())
+    bits = expected_bits(home.codec_settings())
+    matrices = sum(math.prod(spec.shape) for spec in _matrices(home, anchor))
     return round(matrices * bits / 8) + sum(spec.nbytes for spec in row_specs(anchor))
+
+
+def _matrices(home: OwnerHome, anchor: AnchorManifest) -> list[TensorSpec]:
+    """What is trained: the anchor's feed-forward matrices, or two factors for each."""
+    settings = home.config.training
+    return anchor.ffn() if settings.kind == "full" else factor_specs(anchor, settings.rank)
 
 
 def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from motet.client.owner import OwnerConfig, OwnerHome, read_signed, require_licence
+from motet.client.owner import OwnerConfig, OwnerHome, read_signed, require_kind, require_licence
 from motet.protocols.canonical import write_atomically
 from motet.protocols.charter import Charter
 from motet.protocols.documents import first_problem
@@ -62,14 +62,15 @@ def join(
         confirm: answers a question.
 
     Raises:
-        ConfigurationError: a file or setting cannot be used, the charter does not accept the licence, or the key was
-            not agreed to.
+        ConfigurationError: a file or setting cannot be used, the charter does not accept the licence or the kind of
+            expert, or the key was not agreed to.
         SignatureError: the charter's signature does not hold, or is another coordinator's.
     """
     signed = read_signed(charter_file, "charter")
     charter = signed.open(Charter, by=coordinator)
     config = _config(name, signed.key, files, terms, settings)
     require_licence(config, charter)
+    require_kind(charter, config.training.kind, config.training.rank)
     if coordinator is None:
         _agree(charter, confirm)
     home = OwnerHome.create(directory.absolute(), config, signed)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from motet.client.keys import flower_public_key, owner_key
 from motet.protocols.canonical import hex_of, write_atomically
 from motet.protocols.charter import Charter, CodecRules
 from motet.protocols.codec import CodecSettings, Method
-from motet.protocols.contribution import RESERVED_NAMES, JoinRequest, Terms
+from motet.protocols.contribution import LOWRANK_METHODS, MAX_RANK, RESERVED_NAMES, ExpertKind, JoinRequest, Terms
 from motet.protocols.documents import Name, PublicKey, Strict, TomlFile
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.signing import Signed, SigningKey, seal
@@ -39,9 +39,10 @@ class DataConfig(Strict):
 
     files: tuple[str, ...] = Field(min_length=1)
     """Files or glob patterns, absolute or relative to the home."""
-    format: Literal["auto", "jsonl", "text", "parquet"] = "auto"
+    format: Literal["auto", "jsonl", "text", "parquet", "messages"] = "auto"
     """What the files are; auto goes by their suffix (before .gz, .bz2 or .xz if there is one), and anything but .jsonl,
-    .ndjson, .json and .parquet is text."""
+    .ndjson, .json and .parquet is text. messages is JSON lines of conversations, of which the answers alone are learnt
+    and scored; docs/instructions.md says how."""
     text_field: str = "text"
     """The field or column that holds a document, in JSON lines and Parquet."""
     held_out_share: float = Field(0.1, gt=0, lt=1)
@@ -55,6 +56,13 @@ class DataConfig(Strict):
 class TrainingConfig(Strict):
     """How the expert is trained. The defaults suit an expert of a small anchor."""
 
+    kind: ExpertKind = "full"
+    """What is trained: every matrix of the feed-forward networks, or for each of them two factors of a low rank (LoRA,
+    arXiv 2106.09685), at a fraction of the memory and of the bytes that leave."""
+    rank: int = Field(16, ge=1, le=MAX_RANK)
+    """lowrank: the rank of every factor, at most the charter's experts.max_rank."""
+    alpha: float | None = Field(None, gt=0)
+    """lowrank: the product of two factors counts times alpha / rank while it is trained; None is twice the rank."""
     steps: int = Field(1000, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(8, ge=1)
@@ -78,6 +86,9 @@ class TrainingConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The dtype of the arithmetic in training and scoring; auto is bfloat16 on an accelerator. Weights being trained,
     and whatever is stored in float32, stay float32."""
+    processes: int = Field(1, ge=1, le=1024)
+    """How many processes on this machine share every forward pass's sequences, each on an accelerator of its own, or
+    all on the CPU if that is the device, with `threads` threads each. AdamW's moments are spread over them."""
     start: Literal["anchor", "latest"] = "anchor"
     """Whether the expert starts as the anchor, or as the newest version that the coordinator admitted, if there is one:
     each admitted version then begins a new training of so many steps."""
@@ -88,14 +99,34 @@ class TrainingConfig(Strict):
     threads: int = Field(1, ge=1)
     """CPU threads that torch may use."""
 
+    @property
+    def scale(self) -> float:
+        """lowrank: what the product of two factors is multiplied with, alpha / rank."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size, processes: saw batch_size {self.batch_size} for {self.processes} processes, wanted a "
+                "multiple, so that each has the same number of sequences"
+            )
+        if self.kind == "lowrank" and self.start == "latest":
+            raise ValueError(
+                "kind, start: saw kind 'lowrank' with start 'latest', wanted start 'anchor': factors travel whole and "
+                "have no version that they go on from"
+            )
+        return self
+
 
 class ContributionConfig(Strict):
     """How what was made leaves."""
 
     consent: Literal["ask", "automatic"] = "ask"
     """ask keeps each contribution until `motet contribute` says yes; automatic sends it when it is ready."""
-    transport: Literal["data-plane", "flower", "file"] = "data-plane"
-    """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`."""
+    transport: Literal["auto", "data-plane", "flower", "file"] = "auto"
+    """Over gRPC; inside Flower's reply (small updates only); or not at all, until `motet contribute --to FILE`. auto is
+    Flower's reply for low-rank experts that the charter lets ride there, and gRPC for everything else."""
     proxies: bool = False
     """Whether to name public documents like the own text for tuning the router, as many as the charter asks for;
     docs/routing.md says what they reveal."""
@@ -121,15 +152,17 @@ class CodecConfig(Strict):
     """ternary, levels: whether the scale is tuned on a part of the held-out text."""
     successive: Literal["auto", "always", "never"] = "auto"
     """Whether a later version travels as the change since the one that the coordinator admitted last, or to the anchor;
-    auto tries both, and takes what serves the expert better, or for exact methods what is smaller."""
+    auto tries both, and takes what serves the expert better, or for exact methods what is smaller. Low-rank experts
+    travel whole."""
 
-    def settings(self, rules: CodecRules) -> CodecSettings:
-        """What the codec is told. Raises ConfigurationError when the charter does not admit the method."""
-        method = self.method or rules.methods[0]
-        if method not in rules.methods:
+    def settings(self, rules: CodecRules, kind: ExpertKind = "full") -> CodecSettings:
+        """What the codec is told for a kind of expert. Raises ConfigurationError when the charter does not admit it."""
+        suited = [method for method in rules.methods if kind == "full" or method in LOWRANK_METHODS]
+        method = self.method or next(iter(suited), None)
+        if method not in suited:
             raise ConfigurationError(
-                f"saw the method {method!r} under [codec] in owner.toml, wanted one that the charter admits: "
-                f"{', '.join(rules.methods)}"
+                f"saw the method {method!r} under [codec] in owner.toml, wanted one that the charter admits"
+                f"{'' if kind == 'full' else ' and that factors survive'}: {', '.join(suited) or 'there is none'}"
             )
         return CodecSettings(
             method=method,
@@ -211,6 +244,14 @@ class OwnerHome:
             key=SigningKey.load(path / "keys" / "owner.pem"),
         )
 
+    def codec_settings(self, kind: ExpertKind | None = None) -> CodecSettings:
+        """What the codec is told for an expert of a kind, or None for the kind under [training].
+
+        Raises:
+            ConfigurationError: the charter does not admit the method, or no expert of that kind can use it.
+        """
+        return self.config.codec.settings(self.charter.codec, kind or self.config.training.kind)
+
     def join_request(self) -> Signed:
         """The signed wish to be enrolled: it binds the Flower key to the owner's."""
         request = JoinRequest(
@@ -262,6 +303,21 @@ def require_licence(config: OwnerConfig, charter: Charter) -> None:
         raise ConfigurationError(
             f"saw the licence {offered!r}, wanted one that the charter accepts: {', '.join(accepted)}; choose one of "
             "them under [terms] in owner.toml (`motet join --licence`)"
+        )
+
+
+def require_kind(charter: Charter, kind: ExpertKind, rank: int) -> None:
+    """Raises ConfigurationError when the charter admits no expert of a kind, or no low-rank one of that rank."""
+    rules = charter.experts
+    if kind not in rules.kinds:
+        raise ConfigurationError(
+            f"saw an expert of kind {kind!r}, wanted one that the charter admits: {', '.join(rules.kinds)}; choose it "
+            "as kind under [training] in owner.toml"
+        )
+    if kind == "lowrank" and rank > rules.max_rank:
+        raise ConfigurationError(
+            f"saw a low-rank expert of rank {rank}, wanted at most {rules.max_rank} as in the charter; lower it under "
+            "[training] in owner.toml"
         )
 
 

@@ -23,6 +23,7 @@ from motet.client.preparation import Material
 from motet.client.proxy_list import NamedProxies, name_proxies, wanted_proxies
 from motet.client.training import TrainedExpert
 from motet.client.versions import Versions
+from motet.moe.lowrank import common_rank
 from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, sync_directory, write_atomically
 from motet.protocols.container import MANIFEST_NAME
 from motet.protocols.contribution import Contribution
@@ -85,7 +86,7 @@ def _write_papers(folder: Path, manifest: Contribution, home: OwnerHome, key: st
 
 def packing_key(trained: TrainedExpert, home: OwnerHome) -> str:
     """Names the trained expert and how it is encoded: packed again, the same is not another version."""
-    settings = home.config.codec.settings(home.charter.codec).model_dump(mode="json")
+    settings = home.codec_settings(trained.kind).model_dump(mode="json")
     tuning = {"tune": home.config.codec.tune, "successive": home.config.codec.successive}
     named = {"proxies": True} if wanted_proxies(home) else {}
     return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning} | named)
@@ -111,7 +112,9 @@ def _keep_version(
     trained: TrainedExpert, material: Material, home: OwnerHome, encoded: Encoded, manifest: Contribution
 ) -> None:
     """Keep what a later version needs of this one; without it, that one travels as the change to the anchor."""
-    if home.config.codec.successive == "never" and home.config.training.start == "anchor":
+    if trained.kind == "lowrank" or (
+        home.config.codec.successive == "never" and home.config.training.start == "anchor"
+    ):
         return
     versions = Versions.of(home, material.anchor)
     try:
@@ -131,6 +134,8 @@ def _manifest(
         name=home.config.name,
         owner=home.key.public,
         version=max(versions, default=0) + 1,
+        kind=trained.kind,
+        rank=None if trained.factors is None else common_rank(trained.factors),
         base=None if encoded.previous is None else encoded.previous.contribution,
         update=file_digest(encoded.path),
         update_bytes=encoded.path.stat().st_size,

@@ -40,6 +40,8 @@ def make_rows(
 ) -> RoutingRows:
     """The rows of an owner's text under a charter's rules; only documents to train on are looked at.
 
+    They have no intercept where the anchor's MLPs read normalised states: the stock export could not hold it.
+
     Args:
         rules: the charter's.
         anchor: the anchor.
@@ -75,9 +77,9 @@ def _layers_rows(
         size = anchor.manifest.layers, anchor.manifest.hidden_size
         return RoutingRows(weight=torch.zeros(size), bias=torch.zeros(size[0]))
     if rules.rows == "lda":
-        return lda_rows(*_given(statistics))
+        return lda_rows(*_given(statistics), intercept=anchor.family.post_norm)
     _log.info("fitting the routing rows")
-    return logistic_rows(anchor, own.train, public.train, device=device)
+    return logistic_rows(anchor, own.train, public.train, intercept=anchor.family.post_norm, device=device)
 
 
 def save_rows(path: Path, rows: RoutingRows) -> None:

@@ -93,6 +93,25 @@ class Spool:
             state = JobState(id=job_id(request), kind=kind, state="queued", updated=time.time())
             return self._write(_JobFile(request=request, state=state, submitted=time.time()))
 
+    def fulfil(self, request: Request, *, detail: str, result: dict[str, Any]) -> JobState:
+        """Record as done what the owner did by hand, whether or not it has been asked for yet.
+
+        Raises:
+            SpoolError: the worker is at that job, or its file is damaged.
+            StorageError: the disk is full.
+        """
+        name, now = job_id(request), time.time()
+        with self._editing():
+            known = self._read(name) if self._path(name).exists() else None
+            if known is not None and known.state.state == "running":
+                raise SpoolError(f"saw {name} running, wanted it at rest; let the worker finish, or stop it first")
+            state = JobState(
+                id=name, kind=kind_of(request), state="done", progress=1, detail=detail, updated=now, result=result
+            )
+            return self._write(
+                _JobFile(request=request, state=state, submitted=now if known is None else known.submitted)
+            )
+
     def jobs(self) -> list[JobState]:
         """Every readable job, the oldest first."""
         return [file.state for file in self._files()]

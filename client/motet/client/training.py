@@ -2,8 +2,8 @@
 
 The model is the two-expert composite that the expert will later be part of: anchor and expert weighed as the charter
 says, by a filter or by frozen routing rows (FlexOlmo, arXiv 2507.07024, section 3). Only the expert's matrices are
-trained, and with rows from sentence embeddings these rows too, on packed sequences of own text and the charter's share
-of public text.
+trained, or its factors if it is low-rank, and with rows from sentence embeddings these rows too, on packed sequences of
+own text and the charter's share of public text.
 
 Guarantees: killed at any step and started again, training ends with the very weights of an uninterrupted run (on a
 CPU; GPUs add in varying order); a checkpoint is never made of a loss or gradient that is not finite.
@@ -17,25 +17,28 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
-from motet.client.devices import arithmetic_of, device_of
+from motet.client.devices import arithmetic_of, require_devices
+from motet.client.lowrank import Expansion, factors_of, initial_factors, parameters_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
+from motet.client.ranks import run_ranks
+from motet.client.step import Step
 from motet.moe.composite import MotetForCausalLM, compose, router_tensor_names
 from motet.moe.experts import Expert
+from motet.moe.lowrank import AnyExpert, Factors, LowRankExpert
 from motet.moe.prefix import evidence_of
 from motet.moe.routing import RoutingRows
+from motet.moe.trainable_router import trainable_router
 from motet.protocols.canonical import digest_of
-from motet.protocols.contribution import TrainingRecord
+from motet.protocols.contribution import ExpertKind, TrainingRecord
 from motet.protocols.errors import TrainingError
 
 ROUTER = ".mlp.router."
@@ -60,10 +63,18 @@ class TrainedExpert:
     """What training made: `ffn` under the anchor's names in float32 on the CPU, not rounded yet."""
 
     ffn: Mapping[str, Tensor]
+    """Of a low-rank expert made anew whenever a tensor is asked for."""
     rows: RoutingRows
     record: TrainingRecord
     fingerprint: str
     """Names everything that determined it."""
+    factors: Mapping[str, Factors] | None = None
+    """A low-rank expert's, by the anchor's names, in float32; None for a full expert."""
+
+    @property
+    def kind(self) -> ExpertKind:
+        """Whether it is a full expert or a low-rank one."""
+        return "full" if self.factors is None else "lowrank"
 
 
 def train(
@@ -87,15 +98,34 @@ def train(
         The expert, or None when it was asked to stop first.
 
     Raises:
-        TrainingError: the loss or its gradient is no longer finite, or a checkpoint is damaged.
-        ConfigurationError: this machine has no such device.
+        TrainingError: the loss or its gradient is no longer finite, a checkpoint is damaged, or one of several
+            processes was killed.
+        ConfigurationError: this machine has no such device, or not enough of them.
         StorageError: the disk is full.
     """
     torch.set_num_threads(config.threads)
+    require_devices(config)
     try:
+        if config.processes > 1 and not _trained_together(material, config, folder, on_progress, should_stop):
+            return None
         return _train(material, config, folder, on_progress, should_stop)
     finally:
         _free_memory()
+
+
+def _trained_together(
+    material: Material,
+    config: TrainingConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train in several processes; whether the last checkpoint is that of the last step."""
+    kept = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
+    if kept.steps() < config.steps:
+        work = (material, config, folder)
+        run_ranks(_train, work, ranks=config.processes, on_progress=on_progress, should_stop=should_stop)
+    return kept.steps() == config.steps
 
 
 def _train(
@@ -113,31 +143,39 @@ def _train(
             return None
         on_progress(run.advance())
     trained = {name: parameter.detach().cpu() for name, parameter in run.parameters.items()}
+    lowrank, anchor = config.kind == "lowrank", material.anchor
+    factors = factors_of(trained, anchor.manifest, scale=config.scale) if lowrank else None
+    full: Mapping[str, Tensor] = {name: tensor for name, tensor in trained.items() if ROUTER not in name}
     return TrainedExpert(
-        ffn={name: tensor for name, tensor in trained.items() if ROUTER not in name},
+        ffn=full if factors is None else Expansion(anchor, factors),
         rows=_rows_of(trained, material),
         record=_record(material, config, run.batches),
         fingerprint=run.checkpoints.fingerprint,
+        factors=factors,
     )
 
 
 def expert_model(
-    material: Material, *, checkpointing: bool = False, half: bool = False
+    material: Material,
+    *,
+    checkpointing: bool = False,
+    half: bool = False,
+    factors: Mapping[str, Factors] | None = None,
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
     """The two-expert composite, all frozen but the float32 parameters returned, which start as the material says.
 
-    With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
-    lost; then run the model under autocast. In float32 otherwise.
+    With `factors` (float32) the expert is a low-rank one that starts from these. With `half` the frozen part takes half
+    the memory, if the anchor is stored in bfloat16 so that nothing of it is lost; then run the model under autocast. In
+    float32 otherwise.
     """
     stored_half = {spec.dtype for spec in material.anchor.manifest.ffn()} == {"BF16"}
     anchor = material.anchor.model(dtype=torch.bfloat16 if half and stored_half else torch.float32)
     anchor.requires_grad_(False)
-    parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
-    expert = Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows)
+    expert, parameters = _starting(material, factors)
     # Without the charter's priors: they weigh a composite, and may change later.
     model = compose(anchor, [expert], evidence=evidence_of(material.routing))
     if material.routing.kind == "embedding":
-        parameters |= {name: each for name, each in model.named_parameters() if ROUTER in name}
+        parameters |= trainable_router(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     model.train()
@@ -146,13 +184,24 @@ def expert_model(
     return model, parameters
 
 
+def _starting(material: Material, factors: Mapping[str, Factors] | None) -> tuple[AnyExpert, dict[str, nn.Parameter]]:
+    """The expert that training begins with, and its parameters by name."""
+    if factors is None:
+        parameters = {name: nn.Parameter(tensor.float()) for name, tensor in material.initial_ffn().items()}
+        return Expert(name=material.name, contribution="", ffn=parameters, rows=material.rows), parameters
+    learning = {name: replace(each, a=nn.Parameter(each.a), b=nn.Parameter(each.b)) for name, each in factors.items()}
+    expert = LowRankExpert(name=material.name, contribution="", factors=learning, rows=material.rows)
+    return expert, parameters_of(learning)
+
+
 def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
     """The rows as trained, if they were: what the expert's have more than the anchor's, which then are zero again."""
     layers = [router_tensor_names(layer) for layer in range(material.rows.layers)]
     if layers[0][0] not in trained:
         return material.rows
     weight = torch.stack([trained[name][1] - trained[name][0] for name, _ in layers])
-    bias = torch.stack([trained[name][1] - trained[name][0] for _, name in layers])
+    fixed = torch.zeros(2)  # where intercepts are not trained they are zero
+    bias = torch.stack([trained.get(name, fixed)[1] - trained.get(name, fixed)[0] for _, name in layers])
     return RoutingRows(weight=weight, bias=bias)
 
 
@@ -169,10 +218,8 @@ class _Run:
     """A training under way: `step` steps are done."""
 
     config: TrainingConfig
-    accelerator: Any
-    model: nn.Module
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    work: Step
     batches: Batches
     checkpoints: Checkpoints
     step: int
@@ -181,22 +228,19 @@ class _Run:
 
     @classmethod
     def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
-        accelerator = _accelerator(config)
-        half = accelerator.mixed_precision == "bf16"
-        model, parameters = expert_model(material, checkpointing=config.gradient_checkpointing, half=half)
-        prepared = accelerator.prepare_model(model)
-        optimizer = torch.optim.AdamW(
-            parameters.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        half = arithmetic_of(config) == torch.bfloat16
+        factors = starting_factors(material, config)
+        model, parameters = expert_model(
+            material, checkpointing=config.gradient_checkpointing, half=half, factors=factors
         )
+        work = Step.of(model, parameters, config)
         checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
-        step = checkpoints.restore(parameters, optimizer)
-        _log.info("training from step %d of %d on %s", step, config.steps, accelerator.device)
+        step = checkpoints.restore(parameters, work.optimizer)
+        _log.info("training from step %d of %d on %s", step, config.steps, work.accelerator.device)
         return cls(
             config=config,
-            accelerator=accelerator,
-            model=prepared,
             parameters=parameters,
-            optimizer=optimizer,
+            work=work,
             batches=_batches(material, config),
             checkpoints=checkpoints,
             step=step,
@@ -206,13 +250,10 @@ class _Run:
     def advance(self) -> Progress:
         """Do one step."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # for anchors with dropout
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(self._backward(ids.to(self.accelerator.device)) for ids in self.batches.at(self.step))
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip)
+        loss, norm = self.work.gradient(self.batches.at(self.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"a loss of {loss:.4g} with a gradient of norm {float(norm):.4g}")
-        self.optimizer.step()
+            raise self._diverged(f"a loss of {loss:.4g} with a gradient of norm {norm:.4g}")
+        self.work.update(rate=learning_rate(self.step, self.config))
         self.step += 1
         self.tokens += self.batches.tokens_per_step
         if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
@@ -226,7 +267,7 @@ class _Run:
             return
         if not all(parameter.isfinite().all() for parameter in self.parameters.values()):
             raise self._diverged("weights that are not finite")
-        self.checkpoints.save(self.step, self.parameters, self.optimizer)
+        self.checkpoints.save(self.step, self.parameters, self.work.optimizer)
 
     def _diverged(self, saw: str) -> TrainingError:
         return TrainingError(
@@ -234,17 +275,20 @@ class _Run:
             "checkpoint is kept: lower learning_rate under [training] and start again"
         )
 
-    def _backward(self, ids: Tensor) -> float:
-        """Accumulate one forward pass's share of the gradient; ids (batch, seq + 1) -> its share of the loss."""
-        logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, seq, vocabulary)
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()) / self.batches.accumulation
-        self.accelerator.backward(loss)
-        return float(loss.detach())
+
+def starting_factors(material: Material, config: TrainingConfig) -> dict[str, Factors] | None:
+    """What a low-rank expert starts from; None for a full one."""
+    if config.kind == "full":
+        return None
+    return initial_factors(material.anchor.manifest, rank=config.rank, scale=config.scale, seed=config.seed)
 
 
 def fingerprint(material: Material, config: TrainingConfig) -> str:
-    """Names everything that determines the expert; how often it is saved does not."""
-    settings = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    """Names everything that determines the expert. How often it is saved does not, nor how many processes share
+    the work: any number continues a checkpoint, though their sums round differently."""
+    settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", "kind", "rank", "alpha"})
+    if config.kind == "lowrank":  # else it is what it was before there were others
+        settings |= {"kind": config.kind, "rank": config.rank, "scale": config.scale}
     return digest_of({"schema": "motet.training/1", "material": material.digest, "settings": settings})
 
 
@@ -253,20 +297,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-
-
-def _accelerator(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped
-    from accelerate import Accelerator  # type: ignore[import-untyped]
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-
-    # Else the first training of a process fixes dtype and device for all, whatever owner.toml has become since.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    device = device_of(config)
-    on_cpu = device.type == "cpu"
-    if device.index is not None and not on_cpu:
-        torch.accelerator.set_device_index(device.index)
-    half = arithmetic_of(config) == torch.bfloat16
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 
 
 def _batches(material: Material, config: TrainingConfig) -> Batches:

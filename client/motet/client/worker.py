@@ -23,7 +23,7 @@ from motet.client.contribute import job_result, rides_flower, send, verdict_line
 from motet.client.disclosure import disclosed
 from motet.client.evaluation import evaluate
 from motet.client.outbox import Packed
-from motet.client.owner import OwnerHome
+from motet.client.owner import OwnerHome, require_kind
 from motet.client.packing import pack
 from motet.client.preparation import Material, fetch_anchor, prepare
 from motet.client.proxy_list import require_ready
@@ -87,7 +87,9 @@ def make_contribution(
         AnchorError, StatisticsError, DataError, TrainingError: the material or the training.
         ExpertError, CodecError, TransferError, StorageError: what came of it, or getting the anchor.
     """
-    home.config.codec.settings(home.charter.codec)  # before hours of training, not after
+    settings = home.config.training
+    require_kind(home.charter, settings.kind, settings.rank)  # before hours of training, not after
+    home.codec_settings()
     require_ready(home)
     material, trained = _trained(home, report, should_stop)
     if trained is None:

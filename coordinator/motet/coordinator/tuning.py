@@ -1,8 +1,9 @@
 """Router tuning: the rows of every layer's router, fitted jointly on public documents that stand for the members' text.
 
-Everything but rows and intercepts is frozen. The loss is the language model's on equal shares of public text and of
-each member's proxies (FlexOlmo, arXiv 2507.07024, section 3.3). Afterwards the anchor's row is taken from all rows,
-which changes no weight, so that it is zero again and its intercept the anchor's log prior.
+Everything but rows and intercepts is frozen, and intercepts too if no stock export could hold them. The loss is the
+language model's on equal shares of public text and of each member's proxies (FlexOlmo, arXiv 2507.07024, section 3.3).
+Afterwards the anchor's row is taken from all rows, which changes no weight, so that it is zero again and its intercept
+the anchor's log prior.
 
 Guarantees: the same model and documents give the same tensors on one machine. What is not exact: a tuned row was
 fitted beside all others, so that it is worth nothing without them; `motet.protocols.composite_manifest.Tuning` names
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from motet.moe.composite import MotetForCausalLM, router_tensor_names
+from motet.moe.trainable_router import trainable_router
 from motet.protocols.errors import AssemblyError, ConfigurationError, DataError, ExpertSetError, TrainingError
 
 LEARNING_RATE = 1e-3
@@ -170,7 +172,7 @@ def _router_alone(model: MotetForCausalLM) -> Iterator[list[nn.Parameter]]:
     """The parameters of every layer's router, which alone ask for gradients while open; dropout is off."""
     model.train(False)
     model.requires_grad_(False)
-    routers = [model.get_parameter(name) for layer in _layers(model) for name in router_tensor_names(layer)]
+    routers = list(trainable_router(model).values())
     try:
         for parameter in routers:
             parameter.requires_grad_(True)

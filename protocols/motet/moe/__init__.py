@@ -12,6 +12,18 @@ from motet.moe.composite import MotetForCausalLM, compose
 from motet.moe.config import ANCHOR, MotetConfig
 from motet.moe.expert_sets import only, without
 from motet.moe.experts import Expert
+from motet.moe.lowrank import Factors, LowRankExpert
 from motet.moe.routing import RoutingRows
 
-__all__ = ["ANCHOR", "Expert", "MotetConfig", "MotetForCausalLM", "RoutingRows", "compose", "only", "without"]
+__all__ = [
+    "ANCHOR",
+    "Expert",
+    "Factors",
+    "LowRankExpert",
+    "MotetConfig",
+    "MotetForCausalLM",
+    "RoutingRows",
+    "compose",
+    "only",
+    "without",
+]

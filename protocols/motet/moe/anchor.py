@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from motet.moe.families import family_of
+from motet.moe.families import Family, family_of
 from motet.moe.statistics import Statistics
 from motet.protocols.anchor_manifest import AnchorManifest, checkpoint_files
 from motet.protocols.errors import AnchorError, AnchorMismatch
@@ -47,11 +48,11 @@ class Anchor:
         """Read and check the anchor in `directory`.
 
         Raises:
-            AnchorError: it cannot be read, or its architecture is not supported.
+            AnchorError: it cannot be read, or its architecture is not supported, or not with these settings.
             AnchorMismatch: its digest is not `expect`.
         """
         config = _read_configuration(directory / "config.json")
-        family_of(str(config.get("model_type")))
+        family_of(str(config.get("model_type"))).require(_typed(config, directory))
         manifest = AnchorManifest.of(directory)
         if expect is not None and manifest.digest != expect:
             raise AnchorMismatch(
@@ -65,6 +66,11 @@ class Anchor:
     def digest(self) -> str:
         """The digest that charters and contributions name this anchor by."""
         return self.manifest.digest
+
+    @property
+    def family(self) -> Family:
+        """What the composite has to know about its architecture."""
+        return family_of(str(self.config.get("model_type")))
 
     def model(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A fresh copy of the model in evaluation mode; None keeps the stored dtype."""
@@ -101,6 +107,16 @@ class Anchor:
         Raises StatisticsError when there are none or they belong to another anchor.
         """
         return Statistics.load(self.directory / STATISTICS_FILE, expect=self.digest)
+
+
+def _typed(config: dict[str, Any], directory: Path) -> PreTrainedConfig:
+    """The configuration as transformers understands it, with every default filled in."""
+    try:
+        return AutoConfig.for_model(**config)
+    except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise AnchorError(
+            f"cannot read the configuration of the anchor in {directory}: {error}; fetch it again or name another"
+        ) from error
 
 
 def _read_configuration(path: Path) -> dict[str, Any]:

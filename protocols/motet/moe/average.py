@@ -87,8 +87,8 @@ class Heard:
         """(batch, seq, experts) in nats, the priors (experts,) added."""
         if self._loudness is None:
             raise AssemblyError(
-                "saw a layer read the average before the first layer's attention was heard, wanted a family whose layers "
-                "tell of it; only those with norms behind attention do"
+                "saw a layer read the average before the first layer's attention was heard, wanted a family whose "
+                "layers tell of it; only those with norms behind attention do"
             )
         return self.mean * self._loudness.to(self.mean.device) + log_priors.to(self.mean)
 

@@ -2,7 +2,8 @@
 
 Guarantees: with every closed expert off it computes exactly what the anchor computes; an expert that is off is not
 executed, and the others behave as if it did not exist; tensors have the same names in memory and on disk, the anchor's
-except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.layers.{l}.mlp.router.{weight,bias}`.
+except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.layers.{l}.mlp.router.{weight,bias}`,
+and of a low-rank expert `model.layers.{l}.mlp.experts.{e}.gate_proj.lora_{A,B}.weight`, of which no dense copy is made.
 
     import motet.moe                                              # registers with transformers' Auto classes
     model = AutoModelForCausalLM.from_pretrained("composite")
@@ -10,6 +11,7 @@ except below `mlp`: `model.layers.{l}.mlp.experts.{e}.gate_proj.weight`, `model.
     model(**inputs, expert_mask=torch.tensor([[True, False, True]]))  # (batch, experts), column 0 is the anchor
 
     model = compose(anchor_model, [expert_a, expert_b])           # in process, sharing the anchor's parameters
+    model.experts                                                 # kind, rank, parameters and bytes of each
 """
 
 import copy
@@ -24,6 +26,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from motet.moe.average import Average
+from motet.moe.composition import (
+    adopt,
+    adopt_scales,
+    composed_state,
+    expert_tensor_name,
+    factor_tensor_names,
+    prior_list,
+    router_tensor_names,
+    router_tensors,
+    token_router_tensor,
+)
 from motet.moe.config import ANCHOR, MotetConfig
 from motet.moe.evidence import Evidence
 from motet.moe.expert_cache import claim, last_told, note, set_keys
@@ -31,11 +44,22 @@ from motet.moe.expert_sets import expert_mask_of, prompts_allow
 from motet.moe.experts import Expert
 from motet.moe.families import FAMILIES, Family, family_of
 from motet.moe.gate import Gate, Routing
+from motet.moe.lowrank import AnyExpert, Expansion, Factors
+from motet.moe.lowrank_mlp import LowRankMLP
 from motet.moe.mixture import Mixture, Router
 from motet.moe.prefix import prefix_settings
-from motet.moe.routing import RoutingRows
-from motet.moe.token_router import TOKEN_ROUTER, TokenRouter, real_positions
-from motet.protocols.errors import AssemblyError, ExpertSetError
+from motet.moe.token_router import TokenRouter, real_positions
+from motet.protocols.errors import ExpertSetError
+from motet.protocols.expert_sizes import ExpertSize
+
+__all__ = [
+    "MotetForCausalLM",
+    "compose",
+    "expert_tensor_name",
+    "router_tensor_names",
+    "router_tensors",
+    "token_router_tensor",
+]
 
 
 class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
@@ -136,17 +160,40 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         with prompts_allow(chosen):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def expert_ffn(self, name: str) -> dict[str, Tensor]:
-        """One expert's tensors under the anchor's names. Raises ExpertSetError when there is no such expert."""
+    @property
+    def experts(self) -> tuple[ExpertSize, ...]:
+        """Every expert's kind, rank, parameters and bytes, by expert id, the anchor first; the router not counted."""
+        return tuple(
+            ExpertSize.of(name, [tensor for each in self._expert_tensors(number).values() for tensor in each], rank)
+            for number, (name, rank) in enumerate(zip(self.config.names, self.config.ranks, strict=True))
+        )
+
+    def expert_ffn(self, name: str) -> Mapping[str, Tensor]:
+        """One expert's tensors under the anchor's names; a low-rank expert's are expanded each time one is asked for.
+
+        Raises ExpertSetError when there is no such expert.
+        """
         if name not in self.config.names:
             raise ExpertSetError(f"saw unknown expert {name!r}; this composite has {', '.join(self.config.names)}")
-        family, expert = family_of(self.config.anchor.model_type), self.config.names.index(name)
-        layers = range(self.config.num_hidden_layers)
-        return {
-            stored: self.get_parameter(expert_tensor_name(stored, expert))
-            for layer in layers
+        own, found = self._expert_tensors(0), self._expert_tensors(self.config.names.index(name))
+        if self.config.ranks[self.config.names.index(name)] is None:
+            return {stored: tensors[0] for stored, tensors in found.items()}
+        factors = {stored: Factors(a=a, b=b, scale=self._scale(name, stored)) for stored, (a, b) in found.items()}
+        return Expansion({stored: tensors[0] for stored, tensors in own.items()}, factors)
+
+    def _expert_tensors(self, expert: int) -> dict[str, tuple[Tensor, ...]]:
+        """What there is of an expert under each of the anchor's names: its matrix, or its factors A and B."""
+        family, full = family_of(self.config.anchor.model_type), self.config.ranks[expert] is None
+        named = {
+            stored: (expert_tensor_name(stored, expert),) if full else factor_tensor_names(stored, expert)
+            for layer in range(self.config.num_hidden_layers)
             for stored in family.ffn_names(layer)
         }
+        return {stored: tuple(self.get_parameter(name) for name in names) for stored, names in named.items()}
+
+    def _scale(self, name: str, stored: str) -> float:
+        module = expert_tensor_name(stored, self.config.names.index(name)).removesuffix(".weight")
+        return float(self.get_submodule(module).scale)  # type: ignore[arg-type]
 
     def _told(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, expert_mask: Tensor | None
@@ -181,47 +228,21 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         return None if mask is None else mask.to(self.device)
 
 
-def expert_tensor_name(anchor_name: str, expert: int) -> str:
-    """Where an anchor's FFN tensor lies in a composite: `mlp.gate_proj.weight` -> `mlp.experts.3.gate_proj.weight`."""
-    return anchor_name.replace(".mlp.", f".mlp.experts.{expert}.")
-
-
-def router_tensor_names(layer: int) -> tuple[str, str]:
-    """The names of a layer's router rows (experts, hidden) and biases (experts,), both float32 on disk."""
-    return f"model.layers.{layer}.mlp.router.weight", f"model.layers.{layer}.mlp.router.bias"
-
-
-def router_tensors(
-    rows: Sequence[RoutingRows], layer: int, log_priors: Sequence[float], hidden_size: int
-) -> tuple[Tensor, Tensor]:
-    """One layer's router: weight (experts, hidden) and bias (experts,) in float32, the anchor's zero row first.
-
-    `rows` are the closed experts' in the order of their ids; `log_priors` are in nats, one per expert, anchor included.
-    """
-    weight = torch.stack([torch.zeros(hidden_size), *(one.weight[layer] for one in rows)])
-    bias = torch.stack([torch.zeros(()), *(one.bias[layer] for one in rows)])
-    return weight, bias + torch.tensor(log_priors, dtype=torch.float32)
-
-
-def token_router_tensor(rows: Sequence[RoutingRows], vocabulary_size: int) -> Tensor:
-    """A filter's evidence: (experts, vocabulary) float32, the anchor's zeros first, then the closed experts' by id."""
-    return torch.stack([torch.zeros(vocabulary_size), *(one.evidence(vocabulary_size) for one in rows)])
-
-
 def compose(
     anchor_model: PreTrainedModel,
-    experts: Sequence[Expert],
+    experts: Sequence[AnyExpert],
     *,
     top_k: int | None = None,
     normalise_top_k: bool = True,
     log_priors: Mapping[str, float] | None = None,
     evidence: Evidence | Average | None = None,
 ) -> MotetForCausalLM:
-    """A composite of a loaded anchor and experts, in the order of their contribution digests.
+    """A composite of a loaded anchor and experts, full or low-rank, in the order of their contribution digests.
 
     Nothing is copied: the composite's parameters are the anchor's own, and the experts' tensors as given (an
     `nn.Parameter` stays the same object, so what a trainer optimises is what it passed in, and may be float32 beside
-    an anchor in bfloat16; run such a composite under autocast). The router is frozen.
+    an anchor in bfloat16; run such a composite under autocast). Low-rank factors stay factors, and only they take the
+    anchor's dtype if they have another. The router is frozen.
     `top_k` is the number of experts per token, None for all that are allowed.
     `log_priors` are in nats by expert name, zero where absent; `evidence` makes the composite a filter over the prefix,
     or has it average over the prefix, in the anchor's unit; None routes by the layers' rows. Raises AssemblyError when
@@ -235,68 +256,22 @@ def compose(
         contributions=[expert.contribution for expert in experts],
         experts_per_token=top_k,
         normalise_top_k=normalise_top_k,
-        log_priors=_prior_list(names, log_priors),
+        log_priors=prior_list(names, log_priors),
+        expert_ranks=[None, *(None if isinstance(expert, Expert) else expert.rank for expert in experts)],
         evidence=prefix_settings(evidence, anchor_model.config.to_dict(), anchor_model.get_parameter),
         dtype=anchor_model.dtype,
     )
     config._attn_implementation = anchor_model.config._attn_implementation
     with torch.device("meta"):
         model = MotetForCausalLM(config)
-    _adopt(model, _composed_state(anchor_model, experts, config))
+    adopt(model, composed_state(anchor_model, experts, config))
+    adopt_scales(model, experts)
     for name, buffer in anchor_model.named_buffers():
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
     model.generation_config = copy.deepcopy(anchor_model.generation_config)
     model.train(anchor_model.training)
     return model
-
-
-def _prior_list(names: Sequence[str], log_priors: Mapping[str, float] | None) -> list[float]:
-    priors = dict(log_priors or {})
-    unknown = sorted(set(priors) - set(names))
-    if unknown:
-        raise AssemblyError(f"saw log priors for {', '.join(unknown)}, wanted names among {', '.join(names)}")
-    return [priors.get(name, 0.0) for name in names]
-
-
-def _composed_state(anchor_model: PreTrainedModel, experts: Sequence[Expert], config: MotetConfig) -> dict[str, Tensor]:
-    family, layers = family_of(anchor_model.config.model_type), range(anchor_model.config.num_hidden_layers)
-    state: dict[str, Tensor] = dict(anchor_model.named_parameters(remove_duplicate=False))
-    wide = torch.float64 if anchor_model.dtype == torch.float64 else torch.float32
-    for layer in layers:
-        for name in family.ffn_names(layer):
-            own = state.pop(name)
-            state[expert_tensor_name(name, 0)] = own
-            for number, expert in enumerate(experts, start=1):
-                state[expert_tensor_name(name, number)] = _fitting(expert, name, own)
-        tensors = router_tensors([one.rows for one in experts], layer, config.priors, config.hidden_size)
-        for name, tensor in zip(router_tensor_names(layer), tensors, strict=True):
-            moved = tensor.to(device=anchor_model.device, dtype=wide)
-            state[name] = nn.Parameter(moved, requires_grad=False)
-    if config.prefix is not None:
-        evidence = token_router_tensor([one.rows for one in experts], config.vocab_size)
-        state[TOKEN_ROUTER] = nn.Parameter(evidence.to(anchor_model.device, wide), requires_grad=False)
-    return state
-
-
-def _adopt(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Puts these very tensors in place of the model's. `load_state_dict` would overwrite their `requires_grad`."""
-    for name in [name for name, _ in model.named_parameters(remove_duplicate=False)]:
-        owner, _, leaf = name.rpartition(".")
-        tensor = state[name]
-        setattr(model.get_submodule(owner), leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
-
-
-def _fitting(expert: Expert, name: str, own: Tensor) -> Tensor:
-    tensor = expert.ffn.get(name)
-    trained = isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float32  # beside an anchor of half the bytes
-    if tensor is None or tensor.shape != own.shape or not (tensor.dtype == own.dtype or trained):
-        seen = "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
-        raise AssemblyError(
-            f"expert {expert.name}: saw {seen} as {name}, wanted {tuple(own.shape)} {own.dtype} as in the anchor; "
-            "make the expert from this anchor"
-        )
-    return tensor if tensor.device == own.device else tensor.to(own.device)
 
 
 def _mixture_model(config: MotetConfig) -> PreTrainedModel:
@@ -310,7 +285,8 @@ def _mixture_model(config: MotetConfig) -> PreTrainedModel:
 
 
 def _mixture(config: MotetConfig, family: Family) -> Mixture:
-    experts = [family.mlp(config.anchor) for _ in config.names]
+    sizes = config.hidden_size, config.intermediate_size
+    experts = [family.mlp(config.anchor) if rank is None else LowRankMLP(*sizes, rank) for rank in config.ranks]
     gate = Gate(top_k=config.experts_per_token, normalise=config.normalise_top_k)
     return Mixture(experts, Router(config.hidden_size, config.num_experts), gate)
 

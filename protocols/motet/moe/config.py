@@ -38,6 +38,7 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     for a sampling parameter by transformers and end up in the generation configuration.)
     normalise_top_k: whether the gate weights of the chosen experts are scaled to sum to one.
     log_priors: by expert id, in nats; the router's biases contain them. None is zero for every expert.
+    expert_ranks: by expert id, the rank of a low-rank expert, None for a full one and the anchor. None: all are full.
     evidence: what adds up the evidence of tokens over the prefix: stay and temperature of a filter
     (`motet.moe.evidence`), or gain and unit of an average (`motet.moe.average`); None routes by the layers' rows.
     """
@@ -52,6 +53,7 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     experts_per_token: int | None = None
     normalise_top_k: bool = True
     log_priors: list[float] | None = None
+    expert_ranks: list[int | None] | None = None
     evidence: dict[str, float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers passes what the file holds
@@ -64,6 +66,7 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise AssemblyError(
                 f"saw {len(self.log_priors)} log_priors for {len(self.expert_names)} expert_names, wanted one for each"
             )
+        self.expert_ranks = _checked_ranks(self.expert_ranks, self.expert_names)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -101,9 +104,27 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return tuple(self.log_priors or [0.0] * self.num_experts)
 
     @property
+    def ranks(self) -> tuple[int | None, ...]:
+        """Ranks by expert id; None for the anchor and for full experts."""
+        return tuple(self.expert_ranks or [None] * self.num_experts)
+
+    @property
     def num_experts(self) -> int:
         """Number of experts, the anchor included."""
         return len(self.names)
+
+
+def _checked_ranks(ranks: list[int | None] | None, names: list[str]) -> list[int | None] | None:
+    """None where all experts are full, so that such a composite's file is what it was before there were ranks."""
+    if ranks is None or not any(rank is not None for rank in ranks):
+        return None
+    sound = all(rank is None or (type(rank) is int and rank >= 1) for rank in ranks)
+    if len(ranks) != len(names) or ranks[0] is not None or not sound:
+        raise AssemblyError(
+            f"saw expert_ranks {ranks} for {len(names)} expert_names, wanted for each None or a rank of at least 1, "
+            f"and None for {ANCHOR!r}"
+        )
+    return list(ranks)
 
 
 def _check_experts(names: list[str], contributions: list[str], experts_per_token: int | None) -> None:

@@ -88,21 +88,14 @@ class Difference:
         self, trained: Mapping[str, Tensor], rows: RoutingRows, before: Before, manifest: AnchorManifest
     ) -> None:
         _require_same("the trained tensors", {name: tuple(t.shape) for name, t in trained.items()}, manifest.ffn())
-        _require_rows(rows, manifest)
         self._trained, self._before = trained, before
         self._specs = {spec.name: spec for spec in manifest.ffn()}
-        self._tokens = rows.evidence(manifest.vocabulary_size)
-        self._rows = {router_weight_name(layer): rows.weight[layer] for layer in range(manifest.layers)}
-        self._rows |= {router_bias_name(layer): rows.bias[layer : layer + 1] for layer in range(manifest.layers)}
+        self._rows = routing_values(rows, manifest)
 
     def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
         """See `motet.protocols.codec.Source`."""
-        if spec.name == ROUTER_TOKENS:
-            part = self._tokens[start : start + count].bfloat16()
-            return part.view(torch.int16).numpy().view(np.uint16)
-        if spec.name in self._rows:
-            row: NDArray[Any] = self._rows[spec.name].detach().cpu().float().numpy()[start : start + count]
-            return row
+        if spec.name not in self._specs:
+            return self._rows(spec.name, start, count)
         bits = np.empty(count, np.uint16)
         after = self._trained[spec.name].detach().reshape(-1)
         for done in range(0, count, _SLICE):
@@ -113,11 +106,28 @@ class Difference:
         return bits
 
 
+def routing_values(rows: RoutingRows, manifest: AnchorManifest) -> Callable[[str, int, int], NDArray[Any]]:
+    """Routing as an update holds it: (name, start, count) -> its values; raises ExpertError when it does not fit."""
+    _require_rows(rows, manifest)
+    tokens = rows.evidence(manifest.vocabulary_size)
+    named = {router_weight_name(layer): rows.weight[layer] for layer in range(manifest.layers)}
+    named |= {router_bias_name(layer): rows.bias[layer : layer + 1] for layer in range(manifest.layers)}
+
+    def values(name: str, start: int, count: int) -> NDArray[Any]:
+        if name == ROUTER_TOKENS:
+            part = tokens[start : start + count].bfloat16()
+            return part.view(torch.int16).numpy().view(np.uint16)
+        row: NDArray[Any] = named[name].detach().cpu().float().numpy()[start : start + count]
+        return row
+
+    return values
+
+
 def values_of(stored: StoredTensors) -> Before:
     """Stored tensors as something to take a difference against."""
 
     def before(spec: TensorSpec, start: int, count: int) -> Tensor:
-        return _tensor_of(stored(spec, start, count), spec.dtype).float()
+        return tensor_of(stored(spec, start, count), spec.dtype).float()
 
     return before
 
@@ -183,10 +193,10 @@ def read_update(
         UpdateReader(path, wanted=wanted, anchor=anchor.digest, base=digest, factor=factor) as update,
     ):
         for spec, start, words in apply(update, stored, specs):
-            part = _tensor_of(words.tobytes(), spec.dtype)
+            part = tensor_of(words.tobytes(), spec.dtype)
             tensors[spec.name].view(-1)[start : start + len(part)] = part
     ffn = {spec.name: tensors[spec.name] for spec in anchor.manifest.ffn()}
-    return Expert(name=name, contribution=contribution, ffn=ffn, rows=_rows_of(tensors, anchor.manifest))
+    return Expert(name=name, contribution=contribution, ffn=ffn, rows=rows_of(tensors, anchor.manifest))
 
 
 def stored_tensors(anchor: Anchor, base: Base | None = None) -> StoredTensors:
@@ -202,7 +212,7 @@ def read_expert(path: Path, anchor: Anchor, *, name: str, contribution: str) -> 
         require_specs(path, reader, expert_specs(anchor.manifest))
         tensors = {spec.name: reader.tensor(spec.name) for spec in reader.specs}
     ffn = {spec.name: tensors[spec.name] for spec in anchor.manifest.ffn()}
-    return Expert(name=name, contribution=contribution, ffn=ffn, rows=_rows_of(tensors, anchor.manifest))
+    return Expert(name=name, contribution=contribution, ffn=ffn, rows=rows_of(tensors, anchor.manifest))
 
 
 def soup(ffns: Sequence[Mapping[str, Tensor]], stored: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -237,13 +247,14 @@ def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -
         parameter.copy_(values[name])
 
 
-def _rows_of(tensors: Mapping[str, Tensor], manifest: AnchorManifest) -> RoutingRows:
+def rows_of(tensors: Mapping[str, Tensor], manifest: AnchorManifest) -> RoutingRows:
+    """The routing in an expert's tensors, under the names of its store file."""
     weight = torch.stack([tensors[router_weight_name(layer)] for layer in range(manifest.layers)])
     bias = torch.cat([tensors[router_bias_name(layer)] for layer in range(manifest.layers)])
     return RoutingRows(weight=weight, bias=bias, tokens=tensors[ROUTER_TOKENS].float())
 
 
-def _tensor_of(data: bytes | bytearray, dtype: str) -> Tensor:
+def tensor_of(data: bytes | bytearray, dtype: str) -> Tensor:
     """Raw bytes as a tensor: in memory of its own, or in a bytearray's, which is given away."""
     owned = data if isinstance(data, bytearray) else bytearray(data)
     return torch.frombuffer(owned, dtype=_TORCH_DTYPES[dtype])

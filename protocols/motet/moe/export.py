@@ -4,7 +4,8 @@ Guarantees: equal composites give equal bytes; at most one chunk of a tensor is 
 complete or not at all. What stock architectures have no place for is folded in by widening (`motet.moe.widening`): the
 router's bias, and the average of the evidence over the prefix. Loaded in float32, the export computes what the
 composite computes, up to float32 rounding. A filter becomes an average over the prefix: its export computes what the
-composite with `stock_average(...)` as `evidence` in its configuration computes.
+composite with `stock_average(...)` as `evidence` in its configuration computes. Behind a norm no
+channel is constant: of a pre-norm family neither bias nor evidence is exported unless it is given up (docs/anchors.md).
 
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
@@ -79,12 +80,13 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
     """
     config = _read_config(composite_directory)
     family = family_of(config.anchor.model_type)
+    _require_expressible(config, family)
     with ExitStack() as open_files, _new_directory(out) as directory:
         sources = _open_tensors(composite_directory, open_files)
         _check_tensors(sources, config)
         average = _average(config, family, sources)
         biases = _biases(config, sources, average)
-        bias = _fate_of(biases, family, drop_bias)
+        bias = _fate_of(biases, family, drop_bias, counted=config.prefix is not None)
         widening = Widening.of(config, average=average, constant=bias == "folded")
         _write_shards(directory, _plan(sources, biases, family, widening))
         _write_config(directory, config, family, widening)
@@ -188,14 +190,24 @@ def _biases(config: MotetConfig, sources: Mapping[str, TensorReader], average: A
     return {name: _read(sources[name], name) if average is None else np.array(config.priors) for name in names}
 
 
-def _fate_of(biases: Mapping[str, Array], family: Family, drop_bias: bool) -> Literal["none", "folded", "dropped"]:
-    if not any(bias.any() for bias in biases.values()):
-        return "none"
-    if not family.post_norm and not drop_bias:
+def _require_expressible(config: MotetConfig, family: Family) -> None:
+    problem = family.stock.problem(config.anchor) or family.routing_problem(normalise=config.normalise_top_k)
+    if problem:
+        raise ExportError(f"{problem}; use the native form")
+
+
+def _fate_of(
+    biases: Mapping[str, Array], family: Family, drop_bias: bool, *, counted: bool
+) -> Literal["none", "folded", "dropped"]:
+    biased = any(bias.any() for bias in biases.values())
+    if not family.post_norm and (biased or counted) and not drop_bias:
         raise ExportError(
-            f"saw a router bias in a {family.model_type} composite, wanted none: its MLPs read normalised states, "
-            "where no constant survives; export with drop_bias and report the cost"
+            f"saw {'evidence over the prefix' if counted else 'a router bias'} in a {family.model_type} composite, "
+            "wanted none: its MLPs read normalised states, where no channel is constant; export with --drop-bias, "
+            "which routes token by token without bias and reports the cost, or use the native form (docs/anchors.md)"
         )
+    if not biased:
+        return "none"
     return "dropped" if drop_bias else "folded"
 
 

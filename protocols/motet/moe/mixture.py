@@ -1,18 +1,21 @@
 """A mixture of feed-forward networks in place of one, weighed by a gate.
 
 Guarantees: an expert that is masked out is never executed, and what remains is computed as if it did not exist. To
-that end every score is computed on its own, and every sum runs in the order of expert ids.
+that end every score is computed on its own, and every sum runs in the order of expert ids: first the anchor and its
+low-rank experts, which share the anchor's products (`motet.moe.lowrank_mlp`), then the full ones.
 
     output = Mixture(experts, router, Gate(top_k=None, normalise=True))(hidden, Routing(expert_mask=mask))
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from motet.moe.gate import Gate, Routing
+from motet.moe.lowrank_mlp import AnchorMLP, LowRankMLP, mix_lowrank
 from motet.moe.wide import Wide, wide_dtype
 
 
@@ -32,13 +35,17 @@ class Router(Wide, nn.Linear):
 
 
 class Mixture(nn.Module):
-    """Feed-forward networks of one shape, weighed per token by a router's scores. Expert 0 is the anchor's."""
+    """Feed-forward networks of one shape, weighed per token by a router's scores.
+
+    Expert 0 is the anchor's; the others are modules like it, or `LowRankMLP`, a change of it.
+    """
 
     def __init__(self, experts: Sequence[nn.Module], router: Router, gate: Gate) -> None:
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router = router
         self.gate = gate
+        self._lowrank = [number for number, expert in enumerate(experts) if isinstance(expert, LowRankMLP)]
 
     def route(self, hidden: Tensor, routing: Routing) -> Tensor:
         """The gate weights of hidden (batch, seq, hidden): (batch * seq, experts)."""
@@ -53,11 +60,28 @@ class Mixture(nn.Module):
         weights = self.route(hidden, routing or Routing())  # (tokens, experts)
         tokens = hidden.reshape(-1, hidden.shape[-1])
         mixed = torch.zeros_like(tokens, dtype=weights.dtype)
-        for expert, column in zip(self.experts, weights.unbind(dim=-1), strict=True):
+        columns = list(weights.unbind(dim=-1))
+        if self._lowrank:
+            changed = (weights[:, self._lowrank] != 0).any(dim=-1)  # tokens that have the anchor's part from there
+            mixed = self._mix_lowrank(mixed, changed.nonzero().squeeze(-1), tokens, weights)
+            columns[0] = columns[0].masked_fill(changed, 0.0)
+        for number, (expert, column) in enumerate(zip(self.experts, columns, strict=True)):
             taking_part = column.nonzero().squeeze(-1)
+            if number in self._lowrank or not len(taking_part):
+                continue
             if len(taking_part) == len(tokens):
                 mixed = mixed + column.unsqueeze(-1) * expert(tokens)
-            elif len(taking_part):
+            else:
                 part = column[taking_part].unsqueeze(-1) * expert(tokens[taking_part])
                 mixed = mixed.index_add(0, taking_part, part)
         return mixed.to(hidden.dtype).reshape(hidden.shape)
+
+    def _mix_lowrank(self, mixed: Tensor, rows: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Adds what the anchor and its low-rank experts put out for the tokens at `rows`."""
+        anchor = cast("AnchorMLP", self.experts[0])
+        experts = {number: cast("LowRankMLP", self.experts[number]) for number in self._lowrank}
+        if len(rows) == len(tokens):
+            return mixed + mix_lowrank(anchor, experts, tokens, weights)
+        if not len(rows):
+            return mixed
+        return mixed.index_add(0, rows, mix_lowrank(anchor, experts, tokens[rows], weights[rows]))

@@ -75,7 +75,7 @@ class RoutingRows:
         return x.float() @ self.weight[layer] + self.bias[layer]
 
 
-def lda_rows(own: Statistics, public: Statistics) -> RoutingRows:
+def lda_rows(own: Statistics, public: Statistics, *, intercept: bool = True) -> RoutingRows:
     """Rows in closed form: w = S^-1 (m_own - m_public), b = -w.(m_own + m_public) / 2, S the pooled covariance.
 
     Exact when both densities are Gaussian with one covariance (linear discriminant analysis; Hastie, Tibshirani
@@ -83,13 +83,28 @@ def lda_rows(own: Statistics, public: Statistics) -> RoutingRows:
     mean of the own and the public covariance. Public alone is worse: an owner's text varies along other directions, and
     rows that take them for noise-free are over-confident (docs/adr/0005-rows-in-closed-form.md has figures).
     Where the covariances are of low rank plus diagonal, so is S, and no matrix (hidden, hidden) is made.
+    Without `intercept` b is zero and w = S^-1 (d - k c), with d = m_own - m_public, c the midpoint of the means and k
+    such that w.c = 0: of all directions whose score has its threshold at zero the one that tells the two apart best.
+    Its score is N(+w.d/2, w.d) on own and N(-w.d/2, w.d) on public inputs, so it is the log ratio of its own densities.
     Raises StatisticsError when the two were measured on different anchors, in different shapes or forms.
     """
     _require_comparable(own, public)
     m_own, m_public = own.mean.double(), public.mean.double()
     weight = _solve_pooled(own.covariance, public.covariance, m_own - m_public)
-    bias = -(weight * (m_own + m_public)).sum(dim=1) / 2
+    midpoint = (m_own + m_public) / 2
+    if intercept:
+        bias = -(weight * midpoint).sum(dim=1)
+    else:
+        weight, bias = _through_zero(own, public, weight, midpoint), torch.zeros(len(weight))
     return RoutingRows(weight=weight.float(), bias=bias.float())
+
+
+def _through_zero(own: Statistics, public: Statistics, weight: Tensor, midpoint: Tensor) -> Tensor:
+    """Takes from each row (layers, hidden) what scores the midpoint: w - k S^-1 c, k = w.c / (c.S^-1 c)."""
+    solved = _solve_pooled(own.covariance, public.covariance, midpoint)
+    norm = (midpoint * solved).sum(dim=1, keepdim=True)
+    share = (weight * midpoint).sum(dim=1, keepdim=True) / norm.where(norm > 0, 1.0)
+    return weight - share * solved
 
 
 def _require_comparable(own: Statistics, public: Statistics) -> None:

@@ -6,12 +6,13 @@
 A home keeps two files: `charter.toml`, to be read by people, and `charter.signed.json`, whose signature holds.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import METHODS, Method
+from motet.protocols.contribution import MAX_RANK, ExpertKind
 from motet.protocols.documents import Document, Name, PublicKey, Strict, TomlFile
 
 
@@ -31,8 +32,10 @@ class AnchorPin(Strict):
 class ExpertRules(Strict):
     """What a contribution may be."""
 
-    kinds: tuple[Literal["full"], ...] = ("full",)
-    """The kinds of expert admitted."""
+    kinds: tuple[ExpertKind, ...] = Field(("full", "lowrank"), min_length=1)
+    """The kinds of expert admitted: `full`, a change of every feed-forward matrix; `lowrank`, two factors for each."""
+    max_rank: int = Field(64, ge=1, le=MAX_RANK)
+    """The largest rank of a low-rank expert's factors."""
     max_update_bytes: int = Field(64 << 30, gt=0)
     """The largest update admitted, in bytes."""
     inline_bytes: int = Field(32 << 20, ge=0, le=512 << 20)
@@ -139,6 +142,14 @@ class Charter(TomlFile, Document):
     """The key that signs this charter and every receipt."""
     certificate_authority: str = Field(max_length=16384)
     """PEM of the private CA that both addresses' TLS certificates chain to."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The document as a JSON object; one for full experts alone is, byte for byte, what earlier releases signed."""
+        whole = super().as_json()
+        experts = self.experts
+        if experts.kinds == ("full",) and experts.max_rank == ExpertRules.model_fields["max_rank"].default:
+            del whole["experts"]["max_rank"]
+        return whole
 
     @field_validator("certificate_authority")
     @classmethod

@@ -6,9 +6,9 @@ manifest.digest                   # names the contribution everywhere, for ever
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import Method
@@ -18,6 +18,11 @@ from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 from motet.protocols.evaluation.sums import LEAST_NATS, MOST_NATS
 
 MAX_BYTES = 1 << 42
+MAX_RANK = 1 << 14
+"""No charter admits more: a matrix of that rank is a full one."""
+LOWRANK_METHODS: tuple[Method, ...] = ("int8", "int4", "lossless", "raw")
+"""How a low-rank expert's factors may travel: every value of them counts, so that none is left out."""
+ExpertKind = Literal["full", "lowrank"]
 RESERVED_NAMES = ("anchor", PUBLIC, "soup", "composite", AVERAGE)
 """Rows and columns of every report: no expert is called so."""
 
@@ -86,9 +91,12 @@ class Contribution(Document):
     owner: PublicKey
     version: int = Field(1, ge=1)
     """Grows with every contribution of this owner; an older one is refused as a replay."""
-    kind: Literal["full"] = "full"
+    kind: ExpertKind = "full"
+    rank: int | None = Field(None, ge=1, le=MAX_RANK)
+    """Of a low-rank expert's factors; None for a full expert."""
     base: Digest | None = None
-    """The owner's admitted contribution whose expert the update changes; None when it changes the anchor."""
+    """The owner's admitted contribution whose expert the update changes; None when it changes the anchor. A low-rank
+    expert has none: its factors travel whole."""
     update: Digest
     """The digest of the update's file."""
     update_bytes: int = Field(gt=0, le=MAX_BYTES)
@@ -102,9 +110,20 @@ class Contribution(Document):
     before encoding."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; without proxies it is, byte for byte, what releases before them signed."""
+        """The document as a JSON object; without proxies or rank it is, byte for byte, what earlier releases signed."""
         whole = super().as_json()
-        return whole if self.proxies else {key: whole[key] for key in whole if key != "proxies"}
+        later = {"proxies": bool(self.proxies), "rank": self.rank is not None}
+        return {key: whole[key] for key in whole if later.get(key, True)}
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> Self:
+        if (self.kind == "lowrank") != (self.rank is not None):
+            raise ValueError(
+                f"kind, rank: saw kind '{self.kind}' with rank {self.rank}, wanted a rank exactly if it is 'lowrank'"
+            )
+        if self.kind == "lowrank" and self.base is not None:
+            raise ValueError(f"kind, base: saw a low-rank expert with base {self.base}, wanted none; pack it whole")
+        return self
 
 
 class Withdrawal(Document):

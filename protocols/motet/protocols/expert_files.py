@@ -3,9 +3,11 @@
 The update *defines* the expert: float32 anchor plus float32 change, rounded to the anchor's dtype (`codec.changes`).
 Owner and coordinator make the same bits of the same update, and every figure is measured after that rounding. A later
 version of an expert may change the version before it instead of the anchor; routing rows travel whole in each.
+A low-rank expert is two factors for every feed-forward matrix W (out, in) of the anchor, A (rank, in) and B (out, rank)
+in bfloat16, and its matrix is W + B A; they travel whole too, and no version of it has a base.
 
     with StoredTensors.of_anchor(directory) as stored:           # or of_expert(earlier)
-        materialise_file(update, manifest, stored, store / "expert.safetensors")
+        materialise_file(update, manifest, stored, store / "expert.safetensors")      # rank=16 for a low-rank one
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +41,8 @@ def router_bias_name(layer: int) -> str:
 
 ROUTER_TOKENS = "model.router.tokens"
 """The name of an expert's evidence by token in an update and in an expert's store file: (vocabulary,) BF16."""
+FACTOR = ".lora_"
+"""What tells a low-rank expert's factors from other tensors, as PEFT names them."""
 EVIDENCE_LIMIT = 6.0
 """Nats: the most that one token may say in it, either way."""
 EVIDENCE_STEP = 0.125
@@ -54,21 +58,50 @@ def row_specs(manifest: AnchorManifest) -> list[TensorSpec]:
     return [*specs, TensorSpec(name=ROUTER_TOKENS, dtype="BF16", shape=(manifest.vocabulary_size,))]
 
 
-def update_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an update of a full expert holds: bf16 differences under the anchor's names, and its routing."""
+def factor_names(ffn_name: str) -> tuple[str, str]:
+    """The names of a low-rank expert's factors A (rank, in) and B (out, rank) for a feed-forward tensor (out, in)."""
+    stem = ffn_name.removesuffix(".weight")
+    return f"{stem}{FACTOR}A.weight", f"{stem}{FACTOR}B.weight"
+
+
+def factor_specs(manifest: AnchorManifest, rank: int) -> list[TensorSpec]:
+    """The factors of a low-rank expert for this anchor, in the order of its feed-forward tensors, A before B."""
+    specs = []
+    for spec in manifest.ffn():
+        (out, into), (a, b) = spec.shape, factor_names(spec.name)
+        specs.append(TensorSpec(name=a, dtype="BF16", shape=(rank, into)))
+        specs.append(TensorSpec(name=b, dtype="BF16", shape=(out, rank)))
+    return specs
+
+
+def rank_of(specs: Iterable[TensorSpec]) -> int | None:
+    """The rank of the expert that tensors of these specs make; None for a full expert's. Checks nothing else."""
+    return next((spec.shape[0] for spec in specs if spec.name.endswith(f"{FACTOR}A.weight") and spec.shape), None)
+
+
+def update_specs(manifest: AnchorManifest, rank: int | None = None) -> list[TensorSpec]:
+    """Exactly what an update holds, and its routing.
+
+    A full expert's (`rank` None): bf16 differences under the anchor's names; a low-rank one's: its factors.
+    """
+    if rank is not None:
+        return factor_specs(manifest, rank) + row_specs(manifest)
     differences = [TensorSpec(name=spec.name, dtype="BF16", shape=spec.shape) for spec in manifest.ffn()]
     return differences + row_specs(manifest)
 
 
-def expert_specs(manifest: AnchorManifest) -> list[TensorSpec]:
-    """Exactly what an expert's store file holds: the feed-forward tensors in the anchor's dtype, and its routing."""
-    return manifest.ffn() + row_specs(manifest)
+def expert_specs(manifest: AnchorManifest, rank: int | None = None) -> list[TensorSpec]:
+    """Exactly what an expert's store file holds, and its routing.
+
+    A full expert's (`rank` None): the feed-forward tensors in the anchor's dtype; a low-rank one's: its factors.
+    """
+    return (manifest.ffn() if rank is None else factor_specs(manifest, rank)) + row_specs(manifest)
 
 
 class StoredTensors:
     """What an update changes: an anchor's tensors, or an earlier expert's. A context manager, for several threads.
 
-    Routing rows are not changed but replaced: what is stored of them reads as zeros.
+    Routing rows and low-rank factors are not changed but replaced: what is stored of them reads as zeros.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -88,7 +121,7 @@ class StoredTensors:
 
     @classmethod
     def of_expert(cls, path: Path, manifest: AnchorManifest) -> Self:
-        """The feed-forward tensors of an expert's store file.
+        """The feed-forward tensors of a full expert's store file.
 
         Raises:
             ExpertError: the file does not fit the anchor.
@@ -101,7 +134,7 @@ class StoredTensors:
     def __call__(self, spec: TensorSpec, start: int, count: int) -> bytearray:
         """Raw bytes of their own, as `codec.apply` asks for them."""
         found = bytearray(bytes_of(spec, count))
-        if ".router." not in spec.name:
+        if ".router." not in spec.name and FACTOR not in spec.name:
             self._readers[spec.name].slice_into(spec.name, bytes_of(spec, start), found)
         return found
 
@@ -118,6 +151,7 @@ def materialise_file(
     stored: StoredTensors,
     out: Path,
     *,
+    rank: int | None = None,
     base: str | None = None,
     paths: Kernels | None = None,
     workers: int = WORKERS,
@@ -130,6 +164,7 @@ def materialise_file(
         manifest: the anchor's, from which names, dtypes and shapes come.
         stored: what the update changes.
         out: the store file; it appears whole or not at all.
+        rank: a low-rank expert's; None for a full one.
         base: the digest of the contribution whose expert `stored` is; None for the anchor itself.
         paths: kernels, the best there are when None.
         workers: threads.
@@ -139,9 +174,9 @@ def materialise_file(
         CodecError: the update is damaged, does not fit the anchor or the base, or makes a value that is not finite.
         StorageError: the disk is full.
     """
-    specs = expert_specs(manifest)
+    specs, wanted = expert_specs(manifest, rank), update_specs(manifest, rank)
     with (
-        UpdateReader(update, wanted=update_specs(manifest), anchor=manifest.digest, base=base, paths=paths) as reader,
+        UpdateReader(update, wanted=wanted, anchor=manifest.digest, base=base, paths=paths) as reader,
         TensorWriter(out, specs) as writer,
     ):
         made = _told(apply(reader, stored, specs, workers=workers), reader.header.values, on_progress)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from motet.protocols.errors import AnchorError
+
 if TYPE_CHECKING:
     from motet.moe.widening import Widening
 
@@ -34,7 +36,17 @@ class Treatment:
 
 
 class Stock(Protocol):
-    """How a family is written as a stock transformers architecture."""
+    """How a family is written as a stock transformers architecture.
+
+    architecture: the class that loads an export.
+    always_normalises: whether it scales the weights of the chosen experts to sum to one, whatever its configuration.
+    """
+
+    architecture: str
+    always_normalises: bool
+
+    def problem(self, anchor: PreTrainedConfig) -> str | None:
+        """What of an anchor this architecture has no place for, as "saw X, wanted Y"; None if it can be written."""
 
     def name(self, native: str) -> str:
         """The stock name of a composite's tensor."""
@@ -68,6 +80,23 @@ class Family:
     mlp: Callable[[Any], nn.Module]
     layer: type[nn.Module]
     stock: Stock
+
+    def require(self, anchor: PreTrainedConfig) -> None:
+        """Raises AnchorError unless composites of an anchor of this configuration can be exported."""
+        if problem := self.stock.problem(anchor):
+            raise AnchorError(
+                f"{self.model_type} anchor: {problem}, since composites of this family are exported as "
+                f"{self.stock.architecture}; take another anchor (docs/anchors.md)"
+            )
+
+    def routing_problem(self, *, normalise: bool) -> str | None:
+        """What of a composite's routing the stock architecture has no place for; None if it can be written."""
+        if self.stock.always_normalises and not normalise:
+            return (
+                f"saw normalise_top_k = false with a {self.model_type} anchor, wanted true: its composites are "
+                f"exported as {self.stock.architecture}, which always normalises the chosen experts' weights"
+            )
+        return None
 
     def ffn_names(self, layer: int) -> tuple[str, ...]:
         """The anchor's tensor names of one layer's feed-forward network."""

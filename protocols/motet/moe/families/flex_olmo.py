@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from transformers import FlexOlmoConfig, PreTrainedConfig
 
 from motet.moe.families.family import Treatment
+from motet.moe.families.rotary import rope_problem
 
 if TYPE_CHECKING:
     from motet.moe.widening import Widening
@@ -46,6 +47,12 @@ _TREATMENTS = (
 class FlexOlmoStock:
     """FlexOlmoForCausalLM as the stock form of an Olmo2 composite."""
 
+    architecture = "FlexOlmoForCausalLM"
+    always_normalises = False
+
+    def problem(self, anchor: PreTrainedConfig) -> str | None:
+        return rope_problem(anchor)
+
     def name(self, native: str) -> str:
         return native.replace(".mlp.router.", ".mlp.gate.")
 
@@ -65,5 +72,5 @@ class FlexOlmoStock:
             num_experts=experts,
             num_experts_per_tok=per_token,
             norm_topk_prob=normalise,
-            architectures=["FlexOlmoForCausalLM"],
+            architectures=[self.architecture],
         )

@@ -1,0 +1,233 @@
+"""Low-rank experts as plain PEFT adapter directories: adapter_config.json and adapter_model.safetensors.
+
+Guarantees: an adapter is read without running anything of it (pickled files are never opened), and either every tensor
+in it is taken up or it is refused with the reason; a directory appears whole or not at all, and PEFT loads it on the
+anchor.
+
+    adapter = read_adapter(Path("adapter"), anchor, max_rank=charter.experts.max_rank)
+    adapter.factors["model.layers.0.mlp.up_proj.weight"]       # float32, all of one rank, zeros where it has none
+    write_adapter(Path("medicine"), expert, base=anchor.directory)
+    PeftModel.from_pretrained(anchor.model(), "medicine")
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from motet.client.adapter_config import AdapterConfig
+from motet.moe.anchor import Anchor
+from motet.moe.lowrank import Factors, LowRankExpert
+from motet.protocols.anchor_manifest import PROJECTIONS, AnchorManifest
+from motet.protocols.canonical import digest_of, file_digest, storage_errors, sync_directory
+from motet.protocols.errors import AnchorError, ConfigurationError, ExpertError
+from motet.protocols.expert_files import factor_names
+from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
+
+CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a base model's modules."""
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+_DTYPES = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Adapter:
+    """A plain adapter that fits the anchor: factors by the anchor's tensor names, all of `rank`, with their scales."""
+
+    factors: Mapping[str, Factors]
+    rank: int
+    digest: str
+    """Names the content of its two files."""
+
+
+def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirmed: bool = False) -> Adapter:
+    """Read and check an adapter made elsewhere.
+
+    Args:
+        directory: what PEFT's `save_pretrained` wrote.
+        anchor: the charter's.
+        max_rank: the largest rank that the charter admits.
+        base_confirmed: the owner's word that it was trained on this anchor, for where its configuration does not tell.
+
+    Raises:
+        ExpertError: it is malformed, not finite, of another base, or nothing that a low-rank expert can be.
+        ConfigurationError: there is no adapter, or what it was trained on cannot be told.
+        TensorFileError: its tensor file is malformed.
+    """
+    config = AdapterConfig.parse(_configuration(directory))
+    _require_base(config.base, anchor, base_confirmed)
+    with TensorReader(directory / TENSORS_NAME) as reader:
+        found = _modules(reader, anchor.manifest)
+        rank = max(config.rank_of(name.removesuffix(".weight")) for name in found)
+        if rank > max_rank:
+            raise ExpertError(
+                f"saw an adapter of rank {rank}, wanted at most {max_rank} as in the charter; train a smaller one"
+            )
+        factors = {
+            spec.name: _factors(reader, spec, config, rank, spec.name in found) for spec in anchor.manifest.ffn()
+        }
+    files = [file_digest(directory / name) for name in (CONFIG_NAME, TENSORS_NAME)]
+    return Adapter(factors=factors, rank=rank, digest=digest_of(files))
+
+
+def write_adapter(directory: Path, expert: LowRankExpert, *, base: str) -> None:
+    """Write a low-rank expert as an adapter that PEFT loads on the anchor; its routing rows have no place there.
+
+    Args:
+        directory: a new one.
+        expert: the expert.
+        base: what the configuration names as the adapter's base: the anchor's path or name.
+
+    Raises:
+        ConfigurationError: the directory exists.
+        StorageError: the disk is full.
+    """
+    from peft import LoraConfig
+
+    if directory.exists():
+        raise ConfigurationError(f"saw {directory}, wanted a new folder for the adapter; choose another")
+    folded = {name: each.folded() for name, each in expert.factors.items()}
+    tensors = {
+        PREFIX + stored: tensor
+        for name, each in folded.items()
+        for stored, tensor in zip(factor_names(name), (each.a, each.b), strict=True)
+    }
+    with storage_errors(directory, new=True):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        with storage_errors(directory):
+            LoraConfig(
+                r=expert.rank,
+                lora_alpha=expert.rank,  # the scale is in B
+                target_modules=list(PROJECTIONS),
+                task_type="CAUSAL_LM",
+                base_model_name_or_path=base,
+                inference_mode=True,
+            ).save_pretrained(str(aside))
+        _write_tensors(aside / TENSORS_NAME, tensors)
+        aside.chmod(0o755)
+        aside.rename(directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_directory(directory.parent)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    specs = [TensorSpec(name=name, dtype="BF16", shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with TensorWriter(path, specs) as writer:
+        for name, tensor in tensors.items():
+            writer.write_tensor(name, tensor)
+
+
+def _configuration(directory: Path) -> object:
+    """The content of adapter_config.json, once the directory holds no file that could run something."""
+    pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+    if pickled:
+        raise ExpertError(
+            f"saw pickled files in {directory}: {', '.join(pickled)}; they can run anything and are never loaded; "
+            f"save the adapter with safe_serialization=True, and give a folder with {CONFIG_NAME} and {TENSORS_NAME}"
+        )
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        if not (directory / name).is_file():
+            raise ConfigurationError(f"saw no {name} in {directory}, wanted a PEFT adapter's folder; name another")
+    try:
+        return json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExpertError(f"cannot read {directory / CONFIG_NAME}: {error}; save the adapter again") from error
+
+
+def _require_base(named: str | None, anchor: Anchor, confirmed: bool) -> None:
+    """Refuse an adapter of another base, and one of which nothing is known unless its owner vouches for it."""
+    manifest = _manifest_of(named)
+    if manifest is not None and manifest.digest == anchor.digest:
+        return
+    if manifest is not None and manifest.tensors != anchor.manifest.tensors:
+        raise ExpertError(
+            f"saw an adapter for another base, {named} ({manifest.digest}), wanted the anchor {anchor.digest}; train "
+            f"it on {anchor.directory}"
+        )
+    if not confirmed:
+        saw = "no base" if named is None else f"the base {named!r}, which is no checkpoint that can be compared here"
+        raise ConfigurationError(
+            f"saw {saw} in {CONFIG_NAME}, wanted the anchor {anchor.digest}; if the adapter was trained on that very "
+            "model, say so with --base-confirmed"
+        )
+
+
+def _manifest_of(named: str | None) -> AnchorManifest | None:
+    """What lies at the path that an adapter names as its base; None when that is no checkpoint like an anchor."""
+    if named is None or not (Path(named) / "config.json").is_file():
+        return None
+    try:
+        return AnchorManifest.of(Path(named))
+    except AnchorError:
+        return None
+
+
+def _modules(reader: TensorReader, manifest: AnchorManifest) -> list[str]:
+    """The anchor's tensors that an adapter's file has factors for; anything else in it is refused."""
+    ffn = {spec.name: spec for spec in manifest.ffn()}
+    wanted = {PREFIX + stored: name for name in ffn for stored in factor_names(name)}
+    for spec in reader.specs:
+        if spec.name not in wanted:
+            raise ExpertError(f"{spec.name}: {_stranger(spec.name, manifest)}")
+    found = [name for name in ffn if all(PREFIX + stored in reader.header for stored in factor_names(name))]
+    if not found or 2 * len(found) != len(reader.specs):
+        raise ExpertError(
+            f"saw {len(reader.specs)} tensors in {reader.path}, wanted lora_A and lora_B for each of some of the "
+            "anchor's projections; save the adapter again"
+        )
+    return found
+
+
+def _stranger(name: str, manifest: AnchorManifest) -> str:
+    """Why a tensor has no place in a low-rank expert."""
+    module = name.removeprefix(PREFIX)
+    if "lora_magnitude_vector" in module:
+        return "saw a magnitude of DoRA, wanted plain LoRA; train without use_dora"
+    if module.endswith(".bias"):
+        return 'saw a bias, wanted factors alone; train with bias="none"'
+    if ".lora_" not in module:
+        return "saw a module that was saved whole, wanted factors alone; train without modules_to_save"
+    if any(f".mlp.{projection}." in module for projection in PROJECTIONS):
+        return (
+            f"saw factors of a matrix that the anchor does not have, wanted its {manifest.layers} layers under "
+            f"{PREFIX}model.layers; the adapter was trained on another base"
+        )
+    return f"saw factors of another module, wanted {', '.join(PROJECTIONS)} alone; train with these target_modules"
+
+
+def _factors(reader: TensorReader, own: TensorSpec, config: AdapterConfig, rank: int, there: bool) -> Factors:
+    """One matrix's factors in float32, filled up with zeros to `rank`."""
+    (out, into), module = own.shape, own.name.removesuffix(".weight")
+    a, b = torch.zeros(rank, into), torch.zeros(out, rank)
+    if not there:
+        return Factors(a=a, b=b)
+    name_a, name_b = (PREFIX + stored for stored in factor_names(own.name))
+    stated = config.rank_of(module)
+    _require_fit(reader.header[name_a].spec, (stated, into), stated)
+    _require_fit(reader.header[name_b].spec, (out, stated), stated)
+    a[:stated], b[:, :stated] = reader.tensor(name_a).float(), reader.tensor(name_b).float()
+    for name, tensor in ((name_a, a), (name_b, b)):
+        if not tensor.isfinite().all():
+            raise ExpertError(f"{name}: saw NaN or infinity, wanted finite numbers; look for a diverged loss")
+    return Factors(a=a, b=b, scale=config.scale(module, rank=stated))
+
+
+def _require_fit(saw: TensorSpec, shape: tuple[int, int], rank: int) -> None:
+    if saw.shape != shape:
+        raise ExpertError(
+            f"{saw.name}: saw shape {saw.shape}, wanted {shape} by the anchor and the rank {rank} in {CONFIG_NAME}; "
+            "the adapter was trained on another base, or saved half"
+        )
+    if saw.dtype not in _DTYPES:
+        raise ExpertError(f"{saw.name}: saw dtype {saw.dtype}, wanted one of {', '.join(_DTYPES)}; save it again")

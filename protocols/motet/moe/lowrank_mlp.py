@@ -1,0 +1,101 @@
+"""Low-rank experts in a layer: what they share with the anchor's feed-forward network is computed once for all.
+
+An expert's matrices are W + scale B A, so its gate and up products are the anchor's plus B (A x); and as the down
+projection is linear, the anchor's matrix is applied once to the weighted sum of all activations, beside each expert's
+own B (A h). Eight experts thus cost one dense network, their activations and products of their rank; no dense copy of
+an expert is ever made.
+
+    experts = {1: LowRankMLP(hidden_size, intermediate_size, rank=16)}
+    mixed = mix_lowrank(anchor_mlp, experts, tokens, weights)         # (tokens, hidden), in the dtype of `weights`
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor, addmm, nn
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class AnchorMLP(Protocol):
+    """The feed-forward network that every family of anchors has: down(act(gate(x)) * up(x))."""
+
+    gate_proj: Activation
+    up_proj: Activation
+    down_proj: Activation
+    act_fn: Activation
+
+
+class _Raised(nn.Linear):
+    """B: adds its product to what is there in one pass."""
+
+    def forward(self, lowered: Tensor, base: Tensor | None = None) -> Tensor:
+        """lowered (tokens, rank), base (tokens, out) -> (tokens, out)."""
+        return super().forward(lowered) if base is None else addmm(base, lowered, self.weight.t())
+
+
+class LowRank(nn.Module):
+    """One matrix's change: `lora_A.weight` (rank, in), `lora_B.weight` (out, rank), and the scale of their product.
+
+    The scale is no tensor: files hold factors that it is folded into.
+    """
+
+    def __init__(self, into: int, out: int, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Linear(into, rank, bias=False)
+        self.lora_B = _Raised(rank, out, bias=False)
+        self.scale = 1.0
+
+    def forward(self, inputs: Tensor, base: Tensor | None = None) -> Tensor:
+        """inputs (tokens, in) -> scale B A inputs, added to `base` (tokens, out) if it is given."""
+        lowered: Tensor = self.lora_A(inputs)  # (tokens, rank)
+        changed: Tensor = self.lora_B(lowered if self.scale == 1.0 else lowered * self.scale, base)
+        return changed
+
+
+class LowRankMLP(nn.Module):
+    """A low-rank expert's three changes. It computes nothing alone: see `mix_lowrank`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.gate_proj = LowRank(hidden_size, intermediate_size, rank)
+        self.up_proj = LowRank(hidden_size, intermediate_size, rank)
+        self.down_proj = LowRank(intermediate_size, hidden_size, rank)
+
+    def forward(self, tokens: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """The expert's activations (tokens, intermediate), from the anchor's gate and up products of the same shape."""
+        raised: Tensor = self.up_proj(tokens, up)
+        return activation(self.gate_proj(tokens, gate)) * raised
+
+
+def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
+    """What the anchor and its low-rank experts put out, weighed and summed: (tokens, hidden), dtype of `weights`.
+
+    An expert is executed for the tokens that give it a weight, and what a token is given does not depend on experts
+    whose weight is zero.
+
+    Args:
+        anchor: the anchor's MLP.
+        experts: by expert id, ascending; the anchor's id is 0.
+        tokens: (tokens, hidden).
+        weights: (tokens, experts), of all experts of the layer.
+    """
+    gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)  # (tokens, intermediate)
+    inner, outer = gate.new_zeros(gate.shape, dtype=weights.dtype), tokens.new_zeros(tokens.shape, dtype=weights.dtype)
+    for number in (0, *experts):
+        column, rows = weights[:, number], weights[:, number].nonzero().squeeze(-1)
+        if not len(rows):
+            continue
+        every = len(rows) == len(tokens)
+        some = (tokens, gate, up) if every else (tokens[rows], gate[rows], up[rows])
+        weight = (column if every else column[rows]).unsqueeze(-1)
+        active = experts[number](*some, anchor.act_fn) if number else anchor.act_fn(some[1]) * some[2]
+        inner = _added(inner, weight * active, None if every else rows)
+        if number:
+            outer = _added(outer, weight * experts[number].down_proj(active), None if every else rows)
+    return anchor.down_proj(inner.to(gate.dtype)) + outer
+
+
+def _added(total: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:
+    return total + part if rows is None else total.index_add(0, rows, part)
