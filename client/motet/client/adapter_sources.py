@@ -21,9 +21,10 @@ from motet.moe.anchor import Anchor
 from motet.moe.lowrank import Factors, LowRankExpert, read_lowrank_update, read_stored
 from motet.protocols.anchor_manifest import PROJECTIONS, checkpoint_files
 from motet.protocols.canonical import open_regular
+from motet.protocols.codec import UpdateReader
 from motet.protocols.codec.frames import MAGIC
 from motet.protocols.errors import AssemblyError, ConfigurationError, ExpertError, ExpertSetError
-from motet.protocols.expert_files import factor_names
+from motet.protocols.expert_files import factor_names, rank_of
 from motet.protocols.tensor_files import TensorReader
 from motet.protocols.update_files import opened
 
@@ -79,6 +80,9 @@ def _in_file(path: Path, directory: Path) -> Found:
 
 
 def _update(path: Path, anchor: Anchor, *, name: str, contribution: str) -> LowRankExpert:
+    with UpdateReader(path) as update:
+        if rank_of(update.specs) is None:
+            raise ExpertError(f"{path}: {_FULL}")
     return read_lowrank_update(path, anchor, name=name, contribution=contribution)
 
 
