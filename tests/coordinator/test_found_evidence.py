@@ -116,7 +116,7 @@ def test_where_no_filter_reads_it_evidence_is_zero(home: CoordinatorHome, verdic
     table = np.zeros(home.anchor_manifest.vocabulary_size)
     assert verdict(table, kind="token") is None
     table[7] = -EVIDENCE_STEP
-    assert verdict(table, counted=True) is None
+    assert verdict(table, kind="filter") is None
     assert verdict(table, kind="token") == "wrong-evidence"
 
 

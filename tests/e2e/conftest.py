@@ -167,11 +167,11 @@ def await_port(address: str, child: subprocess.Popen[bytes], seconds: float = 60
     raise AssertionError(f"nothing answers on {address}")
 
 
-def found(root: Path, anchor: Path, public: Path, *, data_plane: str, listen: str | None = None) -> Stage:
+def found(root: Path, anchor: Path, public: Path, *settings: str, data_plane: str, listen: str | None = None) -> Stage:
     """A coordinator's new home."""
     addresses = ("--data-plane", data_plane, "--flower", f"127.0.0.1:{free_port()}")
     text = ("--anchor", anchor, "--public-text", public)
-    inside("init", root / "coordinator", "--name", "stage", *text, *addresses)
+    inside("init", root / "coordinator", "--name", "stage", *text, *addresses, *settings)
     return Stage(root=root, data_plane=listen or data_plane)
 
 

@@ -238,3 +238,14 @@ def test_compose_refuses_factors_of_another_anchor(fault: str) -> None:
     kind, message = (ExpertError, "ranks \\[2, 4\\]") if fault == "rank" else (AssemblyError, f"as {name}")
     with pytest.raises(kind, match=message):
         compose(anchor, [replace(expert, factors=factors)])
+
+
+def test_long_texts_are_computed_a_few_tokens_at_a_time() -> None:
+    ids = torch.randint(3, 96, (5, 60), generator=torch.Generator().manual_seed(3))
+    sets = [["art", "law"], ["anchor"], ["verse", "art"], ["news"], list(MIXED)]
+    model = mixed(dtype=torch.float64)
+    at_once = model(ids, expert_sets=sets).logits.detach()  # with gradients nothing is cut
+    assert largest(logits(model, ids, expert_sets=sets) - at_once) < 1e-12
+    assert torch.equal(
+        logits(model, ids, expert_sets=["art", "law"]), logits(mixed(("art", "law"), torch.float64), ids)
+    )

@@ -6,7 +6,7 @@ anchor.
 
     adapter = read_adapter(Path("adapter"), anchor, max_rank=charter.experts.max_rank)
     adapter.factors["model.layers.0.mlp.up_proj.weight"]       # float32, all of one rank, zeros where it has none
-    write_adapter(Path("medicine"), expert, base=anchor.directory)
+    write_adapter(Path("medicine"), expert.factors, base=str(anchor.directory))
     PeftModel.from_pretrained(anchor.model(), "medicine")
 """
 
@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from motet.client.adapter_config import AdapterConfig
 from motet.moe.anchor import Anchor
-from motet.moe.lowrank import Factors, LowRankExpert
+from motet.moe.lowrank import Factors, common_rank
 from motet.protocols.anchor_manifest import PROJECTIONS, AnchorManifest
 from motet.protocols.canonical import digest_of, file_digest, storage_errors, sync_directory
 from motet.protocols.errors import AnchorError, ConfigurationError, ExpertError
@@ -77,42 +76,28 @@ def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirm
     return Adapter(factors=factors, rank=rank, digest=digest_of(files))
 
 
-def write_adapter(directory: Path, expert: LowRankExpert, *, base: str) -> None:
+def write_adapter(directory: Path, factors: Mapping[str, Factors], *, base: str | None) -> None:
     """Write a low-rank expert as an adapter that PEFT loads on the anchor; its routing rows have no place there.
 
     Args:
         directory: a new one.
-        expert: the expert.
-        base: what the configuration names as the adapter's base: the anchor's path or name.
+        factors: the expert's, by the anchor's tensor names.
+        base: what the configuration names as the adapter's base: the anchor's path or name, None if it is not known.
 
     Raises:
         ConfigurationError: the directory exists.
+        ExpertError: the factors are of several ranks.
         StorageError: the disk is full.
     """
-    from peft import LoraConfig
-
     if directory.exists():
         raise ConfigurationError(f"saw {directory}, wanted a new folder for the adapter; choose another")
-    folded = {name: each.folded() for name, each in expert.factors.items()}
-    tensors = {
-        PREFIX + stored: tensor
-        for name, each in folded.items()
-        for stored, tensor in zip(factor_names(name), (each.a, each.b), strict=True)
-    }
+    rank = common_rank(factors)
     with storage_errors(directory, new=True):
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        with storage_errors(directory):
-            LoraConfig(
-                r=expert.rank,
-                lora_alpha=expert.rank,  # the scale is in B
-                target_modules=list(PROJECTIONS),
-                task_type="CAUSAL_LM",
-                base_model_name_or_path=base,
-                inference_mode=True,
-            ).save_pretrained(str(aside))
-        _write_tensors(aside / TENSORS_NAME, tensors)
+        _write_configuration(aside, rank, base)
+        _write_tensors(aside / TENSORS_NAME, factors)
         aside.chmod(0o755)
         aside.rename(directory)
     except BaseException:
@@ -121,7 +106,27 @@ def write_adapter(directory: Path, expert: LowRankExpert, *, base: str) -> None:
     sync_directory(directory.parent)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_configuration(directory: Path, rank: int, base: str | None) -> None:
+    from peft import LoraConfig
+
+    with storage_errors(directory):
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,  # the scale is in B
+            target_modules=list(PROJECTIONS),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base,
+            inference_mode=True,
+        ).save_pretrained(str(directory))
+
+
+def _write_tensors(path: Path, factors: Mapping[str, Factors]) -> None:
+    folded = {name: each.folded() for name, each in factors.items()}
+    tensors = {
+        PREFIX + stored: tensor
+        for name, each in folded.items()
+        for stored, tensor in zip(factor_names(name), (each.a, each.b), strict=True)
+    }
     specs = [TensorSpec(name=name, dtype="BF16", shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
     with TensorWriter(path, specs) as writer:
         for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval."""
+"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval, export-adapter."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motet.client.adapter_commands import export_adapter
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.output import Json, bench_group, note, progress_line, show
 
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     for command in (join, train, work, contribute, withdraw, pull):
         app.command()(command)
     app.command("eval")(evaluate)
+    app.command("export-adapter")(export_adapter)
     bench_group(app).command()(fidelity)
 
 
@@ -126,6 +128,12 @@ def work(
 def contribute(
     directory: Home,
     contribution: Annotated[str | None, typer.Argument(help="Its digest; the newest if not given.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A PEFT adapter trained elsewhere: measure it on your text and pack it first.")
+    ] = None,
+    base_confirmed: Annotated[
+        bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
+    ] = False,
     to: Annotated[Path | None, typer.Option(help="Write a file for `motet admit` instead of sending.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would leave, and stop.")] = False,
     yes: Yes = False,
@@ -138,7 +146,14 @@ def contribute(
     from motet.client.told_evidence import told_evidence
 
     home = OwnerHome.load(directory)
-    packed = find_packed(home, contribution)
+    if adapter is None:
+        packed = find_packed(home, contribution)
+    elif contribution is not None:
+        raise typer.BadParameter("name a contribution that is packed, or an adapter to pack, not both")
+    else:
+        from motet.client.adoption import adopt
+
+        packed = adopt(home, adapter, base_confirmed=base_confirmed, report=lambda share, line: note(line))
     leaving = contributing.describe(packed, home)
     if dry_run:
         manifest = packed.contribution.as_json()

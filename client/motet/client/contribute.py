@@ -60,20 +60,33 @@ def describe(packed: Packed, home: OwnerHome) -> list[str]:
     figures, told = manifest.bits_per_byte, told_evidence(packed, home)
     return [
         f"contribution {packed.digest}, version {manifest.version} of {manifest.name}",
-        f"update       {manifest.update_bytes:,} bytes, {_encoding(manifest)}: the change to "
-        f"{'the anchor' if manifest.base is None else 'version ' + manifest.base}'s feed-forward layers, and one "
-        "routing row per layer",
+        f"update       {manifest.update_bytes:,} bytes, {_encoding(manifest)}: {_changes(manifest)}, and one routing "
+        "row per layer",
         *([] if told is None else told.lines()),
         f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
         f"expert, on {_reported(manifest)} held-out documents that nothing was chosen on",
-        f"trained on   {manifest.training.documents} documents, {manifest.training.steps} steps, "
-        f"{manifest.training.tokens:,} tokens",
+        _trained_on(manifest),
         f"terms        {manifest.terms.licence}; attribution: {manifest.terms.attribution or 'none'}; purpose: "
         f"{manifest.terms.purpose or 'any that the licence allows'}",
         f"signed by    {manifest.owner}",
         "stays here   the documents, the optimiser's state, all statistics of their text but those named above",
         *_proxies(packed),
     ]
+
+
+def _changes(manifest: Contribution) -> str:
+    if manifest.kind == "lowrank":
+        return f"two factors of rank {manifest.rank} for each of the anchor's feed-forward matrices"
+    return (
+        f"the change to {'the anchor' if manifest.base is None else 'version ' + manifest.base}'s feed-forward layers"
+    )
+
+
+def _trained_on(manifest: Contribution) -> str:
+    record = manifest.training
+    if not record.steps:
+        return f"trained      elsewhere; routing is measured on {record.documents} documents of your text"
+    return f"trained on   {record.documents} documents, {record.steps} steps, {record.tokens:,} tokens"
 
 
 def _proxies(packed: Packed) -> list[str]:

@@ -37,7 +37,12 @@ def register(app: typer.Typer) -> None:
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new home; must not exist or be empty.")],
     name: Annotated[str, typer.Option(help="What the federation is called.")],
-    anchor: Annotated[Path, typer.Option(help="The anchor: a checkpoint with statistics.safetensors beside it.")],
+    anchor: Annotated[
+        Path,
+        typer.Option(
+            help="The anchor: an olmo2, llama, mistral or qwen3 checkpoint, statistics.safetensors beside it."
+        ),
+    ],
     public_text: Annotated[Path, typer.Option(help="Public text, JSON lines with a text each.")],
     data_plane: Annotated[str, typer.Option(help="host:port where owners reach the data plane.")],
     flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
@@ -48,6 +53,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's home: keys, private CA, signed charter, ledger."""
+    from motet.coordinator.anchor_rules import export_notes, family_at
     from motet.coordinator.founding import init as make_home
     from motet.protocols.charter import Addresses, RoutingRules
     from motet.protocols.documents import first_problem
@@ -71,12 +77,14 @@ def init(
         hosts=tuple(host or ()),
     )
     signed = directory / "charter.signed.json"
+    notes = export_notes(family_at(directory / "anchor"), charter.routing)
     show(
         {"charter": charter.digest, "coordinator": charter.coordinator, "file": str(signed)},
         as_json=as_json,
         lines=[
             f"charter      {charter.digest}",
             f"coordinator  {charter.coordinator}",
+            *notes,
             f"Give owners {signed} and the key above; then: motet coordinate --dir {directory}",
         ],
     )
@@ -154,7 +162,10 @@ def assemble(
     without: Annotated[list[str] | None, typer.Option(help="Leave this expert out; may be repeated.")] = None,
     stock: Annotated[bool, typer.Option(help="Also export a checkpoint for plain transformers.")] = True,
     drop_bias: Annotated[
-        bool, typer.Option(help="Drop the router's bias from the stock export; says the cost.")
+        bool,
+        typer.Option(
+            help="Drop the router's bias from the stock export, and a filter where it cannot be kept; says the cost."
+        ),
     ] = False,
     tune: Annotated[
         int | None,

@@ -10,12 +10,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from motet.coordinator.federation import Federation
 from motet.coordinator.tuned_composites import Tuned, TuningPlan, plan_tuning, tuned_composite
 from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import CompositeManifest
 from motet.protocols.report import CompositeSummary
+
+if TYPE_CHECKING:
+    from motet.coordinator.assembly import Composite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +52,8 @@ class DroppedBias:
 
     with_bias: float
     without_bias: float
+    filters: bool = False
+    """Whether the composite is weighed by a filter, which an export without bias does not have either."""
 
     @property
     def cost(self) -> float:
@@ -60,9 +66,10 @@ class DroppedBias:
 
     def line(self) -> str:
         """The cost for people."""
+        what, it = ("no filter", "bias and filter") if self.filters else ("no bias", "it")
         return (
-            f"no bias    {self.without_bias:.4f} bits per byte of public text, {self.with_bias:.4f} with it: "
-            f"dropping it costs {self.cost:+.4f}"
+            f"{what:<10} {self.without_bias:.4f} bits per byte of public text, {self.with_bias:.4f} with it: "
+            f"dropping {it} costs {self.cost:+.4f}"
         )
 
 
@@ -140,7 +147,7 @@ def make(
     else:
         composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
     exported = _export(federation, composite.path, composite.digest, drop_bias) if stock else None
-    bias = _bias_cost(federation, composite.path, exported) if exported is not None and drop_bias else None
+    bias = _bias_cost(federation, composite, exported) if exported is not None and drop_bias else None
     return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias, tuned=tuned)
 
 
@@ -168,7 +175,7 @@ def _export(federation: Federation, composite: Path, digest: str, drop_bias: boo
     return out
 
 
-def _bias_cost(federation: Federation, composite: Path, exported: Path) -> DroppedBias:
+def _bias_cost(federation: Federation, composite: "Composite", exported: Path) -> DroppedBias:
     """Both forms on the same text: the composite, which has the bias, and its export, which has not."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -176,11 +183,12 @@ def _bias_cost(federation: Federation, composite: Path, exported: Path) -> Dropp
     import motet.moe.composite  # noqa: F401 - registers the native form with the Auto classes
     from motet.moe.scoring import bits_per_byte, score_windows, windows_of
 
-    tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(composite.path, local_files_only=True)
     windows = windows_of(tokenizer, federation.public_held_out(), sequence_length=federation.sequence_length)
 
     def score(directory: Path) -> float:
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
         return round(bits_per_byte(score_windows(model, windows)), 6)
 
-    return DroppedBias(with_bias=score(composite), without_bias=score(exported))
+    filters = composite.manifest.routing.kind == "filter"
+    return DroppedBias(with_bias=score(composite.path), without_bias=score(exported), filters=filters)

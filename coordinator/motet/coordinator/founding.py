@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +30,9 @@ from motet.protocols.errors import AnchorError, ConfigurationError
 from motet.protocols.signing import SigningKey, seal
 from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 from motet.protocols.transfer.publication import write_bundle
+
+if TYPE_CHECKING:
+    from motet.moe.anchor import Anchor
 
 
 def init(
@@ -52,23 +55,29 @@ def init(
         anchor_directory: a supported checkpoint with `statistics.safetensors` beside it; copied.
         public_text: JSON lines with a "text" each; copied.
         addresses: where owners reach the coordinator.
-        experts, routing, training: the rules.
+        experts, routing, training: the rules; see `anchor_rules` for what an anchor makes of `routing`.
         hosts: further names and addresses for the server certificate.
 
     Raises:
-        ConfigurationError: `path` holds something, or the name or the public text is unusable.
-        AnchorError, StatisticsError: the anchor or its statistics are.
+        ConfigurationError: `path` holds something, the name or the public text is unusable, or the rules are none that
+            composites of this anchor can follow.
+        AnchorError, StatisticsError: the anchor or its statistics are unusable.
         StorageError: the disk is full or not writable.
     """
-    terms: _Terms = {
-        "name": _checked(name),
-        "addresses": addresses,
-        "experts": experts,
-        "routing": routing,
-        "training": training,
-    }
+    from motet.coordinator.anchor_rules import rules_on
+    from motet.moe.anchor import Anchor
+
+    named = _checked(name)
     with _made_whole(path) as building:
-        pin = _publish(building, anchor_directory, public_text, counted=routing.counted)
+        anchor = Anchor.load(anchor_directory)
+        terms: _Terms = {
+            "name": named,
+            "addresses": addresses,
+            "experts": experts,
+            "routing": rules_on(anchor.family, routing),
+            "training": training,
+        }
+        pin = _publish(building, anchor, public_text, counted=routing.counted)
         return _found(building, terms, pin, hosts)
 
 
@@ -132,19 +141,16 @@ def _write_charter(building: Path, charter: Charter, key: SigningKey) -> None:
         ledger.append(lambda _: Draft(kind="charter", subject=charter.digest, body={"signed": signed.as_json()}))
 
 
-def _publish(building: Path, anchor_directory: Path, public_text: Path, *, counted: bool) -> AnchorPin:
+def _publish(building: Path, anchor: "Anchor", public_text: Path, *, counted: bool) -> AnchorPin:
     """Copy what owners will fetch, and list it; nothing else of the anchor's folder is published.
 
     `counted` says whether admission will want the counts of the public text's tokens, which take as long as reading it.
     """
-    from motet.moe.anchor import Anchor
-
-    anchor = Anchor.load(anchor_directory)
     anchor.statistics()
     _check_public_text(public_text)
     target = building / "anchor"
     target.mkdir()
-    for source in _published_files(anchor_directory):
+    for source in _published_files(anchor.directory):
         _copy(source, target / source.name)
     _copy(public_text, target / PUBLIC_TEXT_FILE)
     bundle = write_bundle(target)

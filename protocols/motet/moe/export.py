@@ -199,7 +199,7 @@ def _require_expressible(config: MotetConfig, family: Family) -> None:
 def _fate_of(
     biases: Mapping[str, Array], family: Family, drop_bias: bool, *, counted: bool
 ) -> Literal["none", "folded", "dropped"]:
-    biased = any(bias.any() for bias in biases.values())
+    biased = any((bias != bias[0]).any() for bias in biases.values())  # what all experts share changes no weight
     if not family.post_norm and (biased or counted) and not drop_bias:
         raise ExportError(
             f"saw {'evidence over the prefix' if counted else 'a router bias'} in a {family.model_type} composite, "

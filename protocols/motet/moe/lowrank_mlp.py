@@ -12,7 +12,11 @@ an expert is ever made.
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from torch import Tensor, addmm, nn
+import torch
+from torch import Tensor, nn
+
+AT_A_TIME = 128
+"""Tokens whose activations, of a few thousand values each, a processor's cache holds several of."""
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -31,7 +35,7 @@ class _Raised(nn.Linear):
 
     def forward(self, lowered: Tensor, base: Tensor | None = None) -> Tensor:
         """lowered (tokens, rank), base (tokens, out) -> (tokens, out)."""
-        return super().forward(lowered) if base is None else addmm(base, lowered, self.weight.t())
+        return super().forward(lowered) if base is None else torch.addmm(base, lowered, self.weight.t())
 
 
 class LowRank(nn.Module):
@@ -73,7 +77,8 @@ def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Te
     """What the anchor and its low-rank experts put out, weighed and summed: (tokens, hidden), dtype of `weights`.
 
     An expert is executed for the tokens that give it a weight, and what a token is given does not depend on experts
-    whose weight is zero.
+    whose weight is zero. Without gradients a processor is given a few tokens at a time: their activations stay in its
+    cache, where most of the work on them is.
 
     Args:
         anchor: the anchor's MLP.
@@ -81,20 +86,30 @@ def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Te
         tokens: (tokens, hidden).
         weights: (tokens, experts), of all experts of the layer.
     """
+    if tokens.device.type != "cpu" or torch.is_grad_enabled() or len(tokens) <= AT_A_TIME:
+        return _mix(anchor, experts, tokens, weights)
+    parts = zip(torch.split(tokens, AT_A_TIME), torch.split(weights, AT_A_TIME), strict=True)
+    return torch.cat([_mix(anchor, experts, *part) for part in parts])
+
+
+def _mix(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
     gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)  # (tokens, intermediate)
     inner, outer = gate.new_zeros(gate.shape, dtype=weights.dtype), tokens.new_zeros(tokens.shape, dtype=weights.dtype)
+    counts = (weights != 0).sum(dim=0).tolist()
     for number in (0, *experts):
-        column, rows = weights[:, number], weights[:, number].nonzero().squeeze(-1)
-        if not len(rows):
+        if not counts[number]:
             continue
-        every = len(rows) == len(tokens)
-        some = (tokens, gate, up) if every else (tokens[rows], gate[rows], up[rows])
-        weight = (column if every else column[rows]).unsqueeze(-1)
-        active = experts[number](*some, anchor.act_fn) if number else anchor.act_fn(some[1]) * some[2]
-        inner = _added(inner, weight * active, None if every else rows)
+        rows = None if counts[number] == len(tokens) else weights[:, number].nonzero().squeeze(-1)
+        seen, gated, raised, weight = _at(rows, tokens, gate, up, weights[:, number : number + 1])
+        active = experts[number](seen, gated, raised, anchor.act_fn) if number else anchor.act_fn(gated) * raised
+        inner = _added(inner, weight * active, rows)
         if number:
-            outer = _added(outer, weight * experts[number].down_proj(active), None if every else rows)
+            outer = _added(outer, weight * experts[number].down_proj(active), rows)
     return anchor.down_proj(inner.to(gate.dtype)) + outer
+
+
+def _at(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors if rows is None else tuple(tensor[rows] for tensor in tensors)
 
 
 def _added(total: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:

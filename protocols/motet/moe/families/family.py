@@ -85,8 +85,8 @@ class Family:
         """Raises AnchorError unless composites of an anchor of this configuration can be exported."""
         if problem := self.stock.problem(anchor):
             raise AnchorError(
-                f"{self.model_type} anchor: {problem}, since composites of this family are exported as "
-                f"{self.stock.architecture}; take another anchor (docs/anchors.md)"
+                f"{self.model_type} anchor: {problem} (its composites are exported as {self.stock.architecture}); "
+                "take another anchor, docs/anchors.md lists them"
             )
 
     def routing_problem(self, *, normalise: bool) -> str | None:
