@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motet.client.adapter_commands import export_adapter
+from motet.client.speed.commands import train_speed
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.output import Json, bench_group, note, progress_line, show
 
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     app.command("export-adapter")(export_adapter)
     bench_group(app).command()(fidelity)
+    bench_group(app).command("train")(train_speed)
 
 
 def join(

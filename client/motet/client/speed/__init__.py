@@ -1,0 +1,1 @@
+"""`motet bench train`: our step of training against a plain fine-tune by others' hands."""
