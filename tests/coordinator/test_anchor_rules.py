@@ -35,13 +35,13 @@ def test_rows_that_nobody_chose_read_the_average_where_an_export_can_hold_it() -
     assert export_notes(olmo2, rules_on(olmo2, token)) == []
     for name in ("llama", "mistral", "qwen3"):
         assert rules_on(FAMILIES[name], token).rows == "logistic"
-        with pytest.raises(ConfigurationError, match=rf"'average' for a {name} anchor.*take kind 'filter'"):
+        with pytest.raises(ConfigurationError, match=rf"rows 'average' for a {name} anchor.*take kind 'filter'"):
             rules_on(FAMILIES[name], RoutingRules(kind="token", rows="average"))
 
 
 @pytest.mark.parametrize("rules", [{"kind": "filter"}, {"kind": "token", "proxies": 2}])
 def test_rows_average_go_with_kind_token_and_nothing_tuned(rules: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match="kind, (rows|proxies): saw"):
+    with pytest.raises(ValidationError, match=r"kind, (rows|proxies): saw"):
         RoutingRules(rows="average", **rules)
 
 
