@@ -35,7 +35,7 @@ OWNERS = (
     *("medicine", "mathematics", "code", "german", "law", "french", "spanish", "unix"),
     *("database", "computing", "security", "javascript", "c", "politics", "bible", "sayings"),
 )
-EXPERIMENTS = ("gates", "shares", "depth", "federations", "owners")
+EXPERIMENTS = ("gates", "shares", "depth", "federations", "owners", "public")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,27 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublicStudy(Study):
+    """The anchor's own networks, trained on as much more public text as all owners together read beside theirs."""
+
+    def stages(self) -> list[Stage]:
+        """The anchor before and after."""
+        config, seed = self.seed.config, self.seed
+        steps = round(len(seed.owners) * config.experts.steps * config.experts.public_share)
+        spec = config.experts.model_dump(mode="json", include={"batch_size", "sequence_length", "learning_rates"})
+        inputs: dict[str, Stage | File] = {"anchor": seed.anchor(), "public": seed.corpora["public"]}
+        trained = Stage(
+            "specialist",
+            spec | {"steps": steps, "public_share": 0.0, "seed": seed.seed},
+            inputs | {"domain": seed.corpora["public"]},
+            f"anchor on {steps} more steps, seed {seed.seed}",
+            weight=60,
+        )
+        dense = inputs | {f"domain:{name}": stage for name, stage in seed.corpora.items() if name != "public"}
+        return [self._stage({"part": "networks", "systems": []}, dense | {"dense:anchor, more public text": trained})]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Laboratory:
     """What all experiments are made from."""
 
@@ -103,7 +124,10 @@ class Laboratory:
         experts: dict[str, Any] = {"public_share": share}
         if steps is not None:
             experts |= {"steps": steps, "learning_rates": (max(self.config.experts.learning_rates),)}
-        update: dict[str, Any] = {"experts": self.config.experts.model_copy(update=experts)}
+        update: dict[str, Any] = {
+            "experts": self.config.experts.model_copy(update=experts),
+            "routing": self.config.routing.model_copy(update={"rows": "logistic"}),
+        }
         if domains:
             update["domains"] = {name: Path(f"{name}.jsonl") for name in domains}
         return self.config.model_copy(
@@ -131,6 +155,8 @@ class Laboratory:
                 yield Study(name="16 owners", seed=trained, cells=cells)
             case "federations":
                 yield from self._federations(seed)
+            case "public":
+                yield PublicStudy(name="extra public tokens", seed=self.seed(seed, self.varied()), cells=[])
 
     def _gates(self, seed: int) -> Iterator[Study]:
         """Rows x evidence, for experts that were trained under the filter, and token by token."""

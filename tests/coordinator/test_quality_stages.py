@@ -175,8 +175,18 @@ def test_a_filter_is_chosen_from_its_grid(experts: Inputs, scored: Run) -> None:
     settings = found.settings["composite:filter"]
     assert set(settings) == {*grid, "judged"}
     assert all(settings[name] in grid[name] for name in grid)
-    assert set(found.settings["stock"]) == {"log_prior_anchor", "judged"}
+    assert set(found.settings["stock"]) == {"log_prior_anchor", "gain", "judged"}
     assert found.systems["stock"] != found.systems["composite:filter"]
+
+
+def test_the_stock_export_of_an_average_scores_as_the_composite(experts: Inputs, scored: Run) -> None:
+    grid = GRID | {"gain": [2.0, 8.0]}
+    found = scored("composite", experts, kind="token", grid=grid, stock=True)
+    assert found.settings["stock"] == found.settings["composite:token"]
+    for domain in ("public", *OWNERS):
+        assert bits(found, "stock", domain) == pytest.approx(bits(found, "composite:token", domain), rel=1e-4)
+    by_rows = scored("composite", experts, kind="token", grid=GRID, stock=False)
+    assert found.systems["composite:token"] != by_rows.systems["composite:token"]
 
 
 def test_nothing_but_the_anchor_speaks_where_its_prior_is_overwhelming(

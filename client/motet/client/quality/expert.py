@@ -33,7 +33,7 @@ from motet.protocols.charter import RoutingRules
 from motet.protocols.errors import TrainingError
 from motet.protocols.expert_files import materialise_file
 
-_RULES = ("kind", "rows", "stay", "temperature")
+_RULES = ("kind", "rows", "stay", "temperature", "gain")
 
 
 def expert(spec: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, tell: Tell) -> None:

@@ -19,6 +19,7 @@ from motet.coordinator.assembly import Member, RoutingPolicy, assemble
 from motet.coordinator.quality.choosing import LIMITS, Trial, choose, settings_of
 from motet.coordinator.quality.material import EXPERT_FILE, Material
 from motet.coordinator.quality.measuring import Bench, System
+from motet.moe.average import GAIN, Average
 from motet.moe.composite import MotetForCausalLM, compose
 from motet.moe.config import ANCHOR
 from motet.moe.evidence import Evidence
@@ -26,7 +27,7 @@ from motet.moe.export import export_stock
 from motet.protocols.canonical import file_digest
 from motet.protocols.evaluation.losses import PUBLIC
 
-PRIOR = "log_prior_anchor"
+PRIOR, GAIN_KEY = "log_prior_anchor", "gain"
 
 
 def composites(bench: Bench, *, kind: str, grid: Mapping[str, Sequence[float]], stock: bool) -> Iterator[System]:
@@ -50,7 +51,7 @@ def composites(bench: Bench, *, kind: str, grid: Mapping[str, Sequence[float]], 
         rest = [ANCHOR, *(each.name for each in experts if each is not expert)]
         yield System(name=f"{name}-without:{expert.name}", nats=bench.measure(model, expert_sets=rest))
     if stock:
-        alike = chosen if kind != "filter" else _chosen(bench, at, {PRIOR: grid[PRIOR]}, "token")
+        alike = chosen if kind != "filter" else _chosen(bench, at, {PRIOR: grid[PRIOR], GAIN_KEY: [GAIN]}, "token")
         yield _stock(bench, alike)
 
 
@@ -69,26 +70,26 @@ def _told(chosen: Trial) -> dict[str, float]:
     return dict(chosen.settings) | {"judged": chosen.average}
 
 
-def _evidence(settings: Mapping[str, float]) -> Evidence | None:
-    if "stay" not in settings:
-        return None
-    return Evidence(stay=settings["stay"], temperature=settings["temperature"])
+def _evidence(settings: Mapping[str, float]) -> Evidence | Average | None:
+    if "stay" in settings:
+        return Evidence(stay=settings["stay"], temperature=settings["temperature"])
+    return Average(gain=settings[GAIN_KEY]) if GAIN_KEY in settings else None
 
 
 def _stock(bench: Bench, chosen: Trial) -> System:
     """What plain transformers makes of the assembled and exported composite."""
     with TemporaryDirectory() as folder:
-        model = stock_model(bench.material, Path(folder), chosen.settings[PRIOR])
+        policy = RoutingPolicy(log_prior_anchor=chosen.settings[PRIOR], gain=chosen.settings.get(GAIN_KEY))
+        model = stock_model(bench.material, Path(folder), policy)
         return System(name="stock", nats=bench.measure(model), settings=_told(chosen))
 
 
-def stock_model(material: Material, folder: Path, log_prior_anchor: float) -> PreTrainedModel:
+def stock_model(material: Material, folder: Path, policy: RoutingPolicy) -> PreTrainedModel:
     """Assemble, export, and load without Motet; `folder` keeps the files while the model is used."""
     members = [
         Member(name=name, contribution=file_digest(path / EXPERT_FILE), expert_file=path / EXPERT_FILE)
         for name, path in material.each("expert:").items()
     ]
-    policy = RoutingPolicy(log_prior_anchor=log_prior_anchor)
     native = assemble(material.anchor, members, policy, folder / "native")
     export = export_stock(native.path, folder / "stock")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -24,7 +24,8 @@ def networks(bench: Bench, *, wanted: Sequence[str]) -> Iterator[System]:
     """The anchor, the specialists, every merged network, and that of `fedavg`, as far as there are any.
 
     Args:
-        bench: its material holds `specialist:NAME`, `specialist+public:NAME`, `merge:METHOD[@VARIANT]`, `fedavg`.
+        bench: its material holds `specialist:NAME`, `specialist+public:NAME`, `merge:METHOD[@VARIANT]`,
+            `dense:NAME` for any other network, `fedavg`.
         wanted: which of "specialist" and "oracle" to name.
     """
     model = bench.material.dense()
@@ -34,6 +35,8 @@ def networks(bench: Bench, *, wanted: Sequence[str]) -> Iterator[System]:
         if folders := bench.material.each(f"{kind}:"):
             yield from _specialists(bench, model, kind, folders, anchor, wanted)
     yield from _merged(bench, model)
+    for name, folder in bench.material.each("dense:").items():
+        yield System(name=name, nats=_with(bench, model, folder))
     if "fedavg" in bench.material.inputs:
         yield System(name="fedavg", nats=_with(bench, model, bench.material.inputs["fedavg"]))
 

@@ -83,6 +83,10 @@ class RoutingConfig(Strict):
     """For `filter`: probabilities that a text stays in its domain from one token to the next."""
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((2.0, 4.0, 8.0), min_length=1)
     """What the evidence of a token is divided by."""
+    rows: Literal["average", "logistic", "lda"] = "average"
+    """For `token`: what the rows read, the average of the evidence over the prefix, or each position's hidden state."""
+    gain: tuple[Annotated[float, Field(gt=0)], ...] = Field((4.0, 8.0, 16.0), min_length=1)
+    """For `token` with rows `average`: what the average is multiplied with."""
 
 
 class EvaluationConfig(Strict):

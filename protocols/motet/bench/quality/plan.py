@@ -19,6 +19,7 @@ from motet.bench.quality.effort import Effort
 from motet.bench.quality.stages import File, Plan, Stage
 
 Inputs = dict[str, Stage | File]
+Rows = Literal["average", "logistic", "lda"]
 Variant = Literal["specialists", "specialists+public", "experts"]
 
 OVER_ALL = ("best-single", "soup", "greedy-soup", "task-arithmetic")
@@ -95,11 +96,15 @@ class Seed:
         inputs["specialist"] = self.specialist(name)
         return self._stage("specialist", spec, inputs, f"specialist+public:{name}", self.effort.dense())
 
-    def expert(self, kind: Kind, name: str) -> Stage:
-        """One owner's expert, trained beside the anchor."""
-        spec = self._training() | {"public_share": self.config.experts.public_share, "kind": kind, "rows": "logistic"}
+    def expert(self, kind: Kind, name: str, rows: Rows | None = None) -> Stage:
+        """One owner's expert, trained beside the anchor; under `token` with these rows, or the configuration's."""
+        routing = self.config.routing
+        rows = (rows or routing.rows) if kind == "token" else "logistic"
+        spec = self._training() | {"public_share": self.config.experts.public_share, "kind": kind, "rows": rows}
         if kind == "filter":
-            spec |= {"stay": _middle(self.config.routing.stay), "temperature": _middle(self.config.routing.temperature)}
+            spec |= {"stay": _middle(routing.stay), "temperature": _middle(routing.temperature)}
+        if rows == "average":
+            spec |= {"gain": _middle(routing.gain)}
         inputs = self._texts(name) | {"specialist": self.specialist(name)}
         return self._stage("expert", spec, inputs, f"expert:{kind}:{name}", self.effort.mixture(2))
 
@@ -147,8 +152,9 @@ class Seed:
             "learning_rate": self._pooled_rate(),
             "routing": "token",
         }
-        kind = stock_kind(self.config)
-        inputs = self._all_texts() | {f"expert:{name}": self.expert(kind, name) for name in self.owners}
+        # Of the experts it takes the rows alone, which a filter's experts have as those of kind token do.
+        kind: Kind = "filter" if "filter" in self.config.routing.kinds else "token"
+        inputs = self._all_texts() | {f"expert:{name}": self.expert(kind, name, "logistic") for name in self.owners}
         return self._stage("joint", spec, inputs, f"joint by {budget}", self.effort.joint(budget))
 
     def gate(self, name: str) -> Stage:
@@ -197,6 +203,8 @@ class Seed:
         grid: dict[str, Any] = {"log_prior_anchor": list(routing.log_prior_anchor)}
         if kind == "filter":
             grid |= {"stay": list(routing.stay), "temperature": list(routing.temperature)}
+        elif kind == "token" and routing.rows == "average":
+            grid |= {"gain": list(routing.gain)}
         spec = {"kind": kind, "grid": grid, "stock": kind == stock_kind(self.config)}
         experts: Inputs = {f"expert:{name}": self.expert(kind, name) for name in self.owners}
         return self._score("composite", experts, spec, systems=3 * (3 + len(self.owners)), label=f"composite:{kind}")
