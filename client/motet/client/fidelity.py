@@ -114,6 +114,7 @@ class _Bench:
                     half,
                     sequence_length=settings.sequence_length,
                     batch_size=settings.batch_size,
+                    answers=material.corpus.answers,
                 ),
                 self._score,
                 trained.ffn,
