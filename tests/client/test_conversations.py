@@ -203,7 +203,7 @@ def test_an_expert_learns_to_answer_and_its_figures_are_of_answers(federation, i
     windows = windows_of(tokenizer, corpus.held_out, sequence_length=64, answers=corpus.answers)
     before = score_windows(material.anchor.model(torch.float32), windows).bits_per_byte
     assert manifest.bits_per_byte["anchor"] == pytest.approx(before, abs=1e-5)
-    assert manifest.bits_per_byte["expert"] < before - 0.3
+    assert manifest.bits_per_byte["expert"] < before - 0.1
     assert math.isclose(windows.sizes[0], len("As told before: 0.<eos>"))
 
 
