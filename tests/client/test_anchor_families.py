@@ -30,6 +30,14 @@ def anchors(make_anchor: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     return {name: Anchor.load(make_anchor(root / name, model_type=name)) for name in FAMILIES}
 
 
+def test_the_manifest_tells_which_mlps_read_normalised_states(
+    anchors: dict[str, Anchor], anchor_directory: Path
+) -> None:
+    """Whoever admits an expert has the manifest alone."""
+    for anchor in (*anchors.values(), Anchor.load(anchor_directory)):
+        assert anchor.manifest.normalises_mlp_input is not anchor.family.post_norm
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rows", ["logistic", "lda"])
 def test_rows_have_no_intercept_and_tell_the_texts_apart(anchors: dict[str, Anchor], family: str, rows: str) -> None:

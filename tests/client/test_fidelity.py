@@ -42,3 +42,12 @@ def test_the_command_prints_the_rows(make_home, few, capsys: pytest.CaptureFixtu
 def test_one_held_out_document_is_too_few(make_home, few) -> None:
     with pytest.raises(DataError, match="wanted two at least"):
         list(fidelity(make_home(texts=[f"document {number} of two" for number in range(3)])))
+
+
+def test_of_a_low_rank_expert_its_own_factors_are_measured(make_home) -> None:
+    training = {"steps": 30, "kind": "lowrank", "rank": 4, "learning_rate": 3e-2}
+    rows = {row.method: row for row in fidelity(make_home(training=training, codec={"method": None}))}
+    assert {row.options for row in rows.values()} == {"rank 4 as trained"}
+    assert rows["lossless"].gain_kept == pytest.approx(1.0, abs=0.01)
+    assert rows["int8"].gain_kept == pytest.approx(1.0, abs=0.02)
+    assert rows["int4"].bits_per_parameter < rows["int8"].bits_per_parameter < rows["lossless"].bits_per_parameter

@@ -90,11 +90,11 @@ class Values:
         return self.tensors[spec.name][start : start + count]
 
 
-def random_values(specs: Sequence[TensorSpec], seed: int, poison: float | None = None) -> Values:
+def random_values(specs: Sequence[TensorSpec], seed: int, poison: float | None = None, size: float = 0.01) -> Values:
     """Small differences and rows, evidence of one step either way; the last value of all may be `poison`."""
     draw, tensors = np.random.default_rng(seed), {}
     for spec in specs:
-        values = (draw.standard_normal(spec.shape) * 0.01).astype(np.float32)
+        values = (draw.standard_normal(spec.shape) * size).astype(np.float32)
         if spec.name == ROUTER_TOKENS:
             values = np.copysign(np.float32(EVIDENCE_STEP), values)
         if poison is not None and spec == specs[-1]:
@@ -112,8 +112,10 @@ def write_unchecked(path: Path, header: Header, values: Values) -> Path:
 
 
 WriteUpdate = Callable[..., Path]
-"""`write_update(path, seed=0, specs=None, poison=None, settings=None, base=None, anchor=None)`: what an owner trained,
-or something worse: with `poison` the file is raw, and that value is the last in it."""
+"""`write_update(path, seed=0, specs=None, poison=None, settings=None, base=None, anchor=None, size=0.01)`.
+
+What an owner trained, or something worse: with `poison` the file is raw, and that value is the last in it.
+"""
 
 
 @pytest.fixture
@@ -127,9 +129,10 @@ def write_update(home: CoordinatorHome) -> WriteUpdate:
         settings: CodecSettings = CodecSettings(method="lossless"),
         base: str | None = None,
         anchor: str | None = None,
+        size: float = 0.01,
     ) -> Path:
         specs, anchor = specs or update_specs(home.anchor_manifest), anchor or home.charter.anchor.digest
-        values = random_values(specs, seed, poison)
+        values = random_values(specs, seed, poison, size)
         if poison is None:
             encode(path, values, specs, settings, anchor=anchor, base=base)
             return path
@@ -184,14 +187,20 @@ def make_owner() -> Callable[[str], Owner]:
 
 @pytest.fixture
 def admit_quickly(home: CoordinatorHome, write_update: WriteUpdate, tmp_path: Path) -> Callable[..., str]:
-    """`admit_quickly(owner, seed=0)`: an expert in store and ledger without the child processes; its digest."""
+    """`admit_quickly(owner, seed=0)`: an expert in store and ledger without the child processes; its digest.
 
-    def admit(owner: Owner, *, seed: int = 0, version: int = 1) -> str:
-        update = write_update(tmp_path / f"{owner.name}-{version}.motetup", seed=seed)
-        signed = owner.manifest(home, update, version=version)
+    With `rank` it is a low-rank one.
+    """
+
+    def admit(owner: Owner, *, seed: int = 0, version: int = 1, rank: int | None = None) -> str:
+        manifest, kind = home.anchor_manifest, "full" if rank is None else "lowrank"
+        specs = update_specs(manifest, rank)
+        size = 0.01 if rank is None else 0.2  # the change is a product of two
+        update = write_update(tmp_path / f"{owner.name}-{version}.motetup", seed=seed, specs=specs, size=size)
+        signed = owner.manifest(home, update, version=version, kind=kind, rank=rank)
         digest = signed.open(Contribution).digest
         with StoredTensors.of_anchor(home.anchor_directory) as stored:
-            materialise_file(update, home.anchor_manifest, stored, ExpertStore(home.experts_directory).file_of(digest))
+            materialise_file(update, manifest, stored, ExpertStore(home.experts_directory).file_of(digest), rank=rank)
         body = {"signed": signed.as_json(), "received_bytes": update.stat().st_size}
         home.ledger.append(lambda _: Draft(kind="admitted", subject=digest, body=body))
         return digest

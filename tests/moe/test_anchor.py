@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from motet.moe.anchor import Anchor
@@ -55,6 +56,33 @@ def test_names_the_supported_architectures(anchor_directory, tmp_path):
     (directory / "config.json").write_text(json.dumps(config))
 
     with pytest.raises(AnchorError, match=r"'gpt2'.*olmo2"):
+        Anchor.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "saw quantization_config, wanted plain weights"),
+        ({"hidden_size": "wide"}, "cannot read the configuration .*hidden_size"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "saw rope_type 'spiral', wanted one of"),
+        ({"num_attention_heads": 0}, "cannot read the configuration"),
+    ],
+)
+def test_says_what_in_the_configuration_cannot_be(anchor_directory, tmp_path, change, reason):
+    directory = shutil.copytree(anchor_directory, tmp_path / "other")
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "llama"} | change
+    (directory / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(AnchorError, match=reason):
+        Anchor.load(directory)
+
+
+def test_feed_forward_tensors_are_floats_that_experts_can_be(anchor_directory, tmp_path):
+    directory = shutil.copytree(anchor_directory, tmp_path / "other")
+    tensors = {name: each.double() for name, each in load_file(directory / "model.safetensors").items()}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(AnchorError, match=r"gate_proj\.weight in F64, wanted one of BF16, F16, F32; save"):
         Anchor.load(directory)
 
 

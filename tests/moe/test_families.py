@@ -23,6 +23,7 @@ PRE_NORM = ["llama", "mistral", "qwen3"]
 STOCK = {"llama": "MixtralForCausalLM", "mistral": "MixtralForCausalLM", "qwen3": "Qwen3MoeForCausalLM"}
 ROPES = {
     "linear": {"factor": 2.0},
+    "proportional": {},
     "dynamic": {"factor": 2.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
     "longrope": {"factor": 4.0, "original_max_position_embeddings": 16, "long_factor": [2.0] * 6}

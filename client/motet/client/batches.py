@@ -9,7 +9,7 @@ Nothing is drawn from a stream of random numbers, so a resumed run sees what an 
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,23 +17,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from motet.moe.spans import Spans, muted, muted_tokens
 from motet.protocols.errors import DataError
 
 _TOKENIZED_AT_A_TIME = 512  # documents
 
 
-def pack(tokenizer: Any, documents: Sequence[str], sequence_length: int) -> Tensor:  # noqa: ANN401
+def pack(
+    tokenizer: Any,  # noqa: ANN401 - transformers is untyped
+    documents: Sequence[str],
+    sequence_length: int,
+    answers: Mapping[str, Spans] | None = None,
+) -> Tensor:
     """Documents end to end, each opened by BOS (or EOS), cut into rows: (rows, sequence_length + 1).
 
     A row's last token is the next one's first, so that every token but the very first is predicted once. Text shorter
-    than a row is repeated to fill it. Raises DataError when there are no tokens.
+    than a row is repeated to fill it. Of the documents in `answers`, tokens outside these spans are muted
+    (`motet.moe.spans`): read, and not learnt. Raises DataError when there are no tokens.
     """
     opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    answers = answers or {}
     tokens = array("i")  # 4 bytes for each; Python's own integers would take ten times the text
     for start in range(0, len(documents), _TOKENIZED_AT_A_TIME):
         part = list(documents[start : start + _TOKENIZED_AT_A_TIME])
-        for document in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
-            tokens.extend((opening, *document) if document else ())
+        for text, document in zip(part, muted_tokens(tokenizer, part, answers), strict=True):
+            first = muted(opening) if text in answers else opening
+            tokens.extend((first, *document) if document else ())
     if not tokens:
         raise DataError(f"saw no token in {len(documents)} documents, wanted text; name files with text in them")
     stream = torch.frombuffer(tokens, dtype=torch.int32)

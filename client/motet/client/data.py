@@ -7,6 +7,7 @@ are unpacked as they are read. The corpus is held in memory.
 
     corpus = load_corpus(home.config.data, home.path)
     corpus.train, corpus.held_out                  # documents
+    corpus.answers[corpus.train[0]]                # of conversations, what is learnt: characters, start to end
     public = load_public(home.public_text, expect=home.charter.anchor.public_text)
 """
 
@@ -15,13 +16,15 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from motet.client.conversations import Chat
 from motet.client.near_duplicates import apart, distinct
 from motet.client.owner import DataConfig
+from motet.moe.spans import Spans
 from motet.protocols.canonical import digest_of, file_digest
 from motet.protocols.errors import DataError
 from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
@@ -44,11 +47,15 @@ class Corpus:
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     read: int
+    answers: Mapping[str, Spans] = field(default_factory=dict)
+    """Of a conversation, by its text, where the answers are: nothing else of it is learnt or scored."""
 
     @property
     def digest(self) -> str:
         """Names the text without telling it: training resumes only on the same."""
-        return digest_of([[hashlib.sha256(text.encode()).hexdigest() for text in side] for side in self._sides()])
+        named = [[hashlib.sha256(text.encode()).hexdigest() for text in side] for side in self._sides()]
+        spans = [[self.answers[text] for text in side] for side in self._sides()] if self.answers else []
+        return digest_of([*named, *spans])
 
     def training_apart_from(self, others: Sequence[str]) -> "Corpus":
         """The same without the training documents that repeat one of `others`: text that something is scored on.
@@ -70,10 +77,11 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Document:
-    """A document and the text, its whole file or itself, that decides its side."""
+    """A document and the text, its whole file or itself, that decides its side; of a conversation, its answers."""
 
     text: str
     family: str
+    answers: Spans = ()
 
 
 def load_corpus(config: DataConfig, home: Path) -> Corpus:
@@ -81,14 +89,15 @@ def load_corpus(config: DataConfig, home: Path) -> Corpus:
 
     Args:
         config: the `[data]` table of owner.toml.
-        home: what relative patterns are relative to.
+        home: what relative patterns are relative to; conversations are rendered by the tokenizer in its `anchor`.
 
     Raises:
-        DataError: no file matches; one cannot be read; the text field is missing; or too little text is left to
-            train on and to hold out.
+        DataError: no file matches; one cannot be read; the text field is missing; a conversation is malformed or the
+            anchor has no chat template; or too little text is left to train on and to hold out.
     """
+    chat = Chat.load(home / "anchor") if config.format == "messages" else None
     files = matching_files(config.files, home)
-    documents = list(_unique(document for path in files for document in _documents(path, config)))
+    documents = list(_unique(document for path in files for document in _documents(path, config, chat)))
     sample = _sample(documents, config)
     kept = [sample[index] for index in distinct([document.text for document in sample])]
     _log.info("read %d documents from %d files, kept %d", len(documents), len(files), len(kept))
@@ -97,6 +106,7 @@ def load_corpus(config: DataConfig, home: Path) -> Corpus:
         train=tuple(document.text for document, out in zip(kept, sides, strict=True) if not out),
         held_out=tuple(document.text for document, out in zip(kept, sides, strict=True) if out),
         read=len(documents),
+        answers={document.text: document.answers for document in kept if document.answers},
     )
     _require_both(corpus, files)
     return corpus
@@ -139,7 +149,10 @@ def matching_files(patterns: Iterable[str], home: Path) -> list[Path]:
     return list(found)
 
 
-def _documents(path: Path, config: DataConfig) -> Iterator[_Document]:
+def _documents(path: Path, config: DataConfig, chat: Chat | None = None) -> Iterator[_Document]:
+    if chat is not None:
+        yield from _conversations(path, chat)
+        return
     kind = _kind_of(path) if config.format == "auto" else config.format
     if kind != "text":
         yield from _rows(path, kind, config.text_field)
@@ -148,6 +161,16 @@ def _documents(path: Path, config: DataConfig) -> Iterator[_Document]:
         whole = (row["text"] or "").removeprefix("\ufeff")  # a byte order mark is no text
         for part in _parts(whole):
             yield _Document(text=part, family=whole)
+
+
+def _conversations(path: Path, chat: Chat) -> Iterator[_Document]:
+    """The conversations of JSON lines, each rendered as one document."""
+    for number, row in enumerate(_read(path, "jsonl"), start=1):
+        try:
+            found = chat.conversation(row.get("messages"))
+        except DataError as error:
+            raise DataError(f"{path}: row {number}: {error}; correct it, or leave it out") from error
+        yield _Document(text=found.text, family=found.text, answers=found.answers)
 
 
 def _kind_of(path: Path) -> str:
@@ -161,7 +184,8 @@ def _rows(path: Path, kind: str, field: str) -> Iterator[_Document]:
     for number, row in enumerate(_read(path, kind), start=1):
         if field not in row:
             raise DataError(
-                f"saw no field {field!r} in {path}, only {', '.join(sorted(row)[:12])}; set text_field under [data]"
+                f"saw no field {field!r} in {path}, only {', '.join(sorted(row)[:12])}; set text_field under [data], "
+                'or format = "messages" for conversations'
             )
         text = row[field]
         if text is not None and not isinstance(text, str):

@@ -175,7 +175,11 @@ class Yardstick:
 
         def cut(documents: list[str]) -> Windows:
             return windows_of(
-                tokenizer, documents, sequence_length=settings.sequence_length, batch_size=settings.batch_size
+                tokenizer,
+                documents,
+                sequence_length=settings.sequence_length,
+                batch_size=settings.batch_size,
+                answers=material.corpus.answers,
             )
 
         tuning, report = split(material.corpus.held_out)

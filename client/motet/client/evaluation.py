@@ -5,7 +5,7 @@ folder = pull(home, composite_digest)           # the files alone, verified
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from motet.client.data import Corpus, load_corpus
 from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import OwnerHome
+from motet.client.preparation import fetch_anchor
 from motet.moe.scoring import Examination, examine
 from motet.protocols import transfer
 from motet.protocols.canonical import digest_of, hex_of, storage_errors, write_atomically
@@ -49,12 +50,14 @@ def evaluate(
         AssemblyError, AnchorMismatch: it is not what it should be.
         DataError: the owner's text cannot be used, or `sets`, and there are more than eight experts.
     """
+    if home.config.data.format == "messages":
+        fetch_anchor(home)  # its tokenizer renders them
     corpus = load_corpus(home.config.data, home.path)
     kept = _answer_file(home, composite, corpus, sets)
     if kept.exists():
         return Signed.parse(kept.read_bytes())
     folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
-    found = _examine(home, folder, corpus.held_out, sets, on_progress)
+    found = _examine(home, folder, corpus, sets, on_progress)
     report = EvaluationReport(
         charter=home.charter.digest,
         composite=composite,
@@ -71,7 +74,7 @@ def evaluate(
 
 
 def _examine(
-    home: OwnerHome, folder: Path, documents: Sequence[str], sets: bool, on_progress: Callable[[float, str], None]
+    home: OwnerHome, folder: Path, corpus: Corpus, sets: bool, on_progress: Callable[[float, str], None]
 ) -> Examination:
     members = tuple(member.name for member in read_composite_manifest(folder).members)
     count = len(row_names(members, sets=sets))
@@ -85,7 +88,8 @@ def _examine(
     torch.set_num_threads(settings.threads)
     return examine(
         folder,
-        documents,
+        corpus.held_out,
+        answers=corpus.answers,
         own=home.config.name,
         sets=sets,
         sequence_length=settings.sequence_length,

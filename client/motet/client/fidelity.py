@@ -3,7 +3,7 @@
 Scales are tuned on one part of the held-out text and the gain that survives is measured on the other, then the parts
 change places; the two figures are averaged by how much gain each part has. The last rows are of low-rank factors (the
 truncated singular value decomposition of each difference; PHLoRA, arXiv 2509.10971), relative to the same factors
-unquantised.
+unquantised. Of a low-rank expert there are rows of its own factors alone.
 
     for row in fidelity(OwnerHome.load(Path("owner"))):
         row.method, row.bits_per_parameter, row.gain_kept
@@ -13,24 +13,25 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from motet.client.encoding import scoring_model
+from motet.client.lowrank import Expansion, factors_of
 from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
 from motet.client.training import TrainedExpert
 from motet.client.tuning import split, tuned
 from motet.client.worker import trained_expert
+from motet.moe.anchor import Anchor
 from motet.moe.experts import read_update, swap_ffn, write_update
+from motet.moe.lowrank import Factors, FactorSource
 from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
 from motet.protocols.codec import CodecSettings, Method, UpdateReader, encode
 from motet.protocols.documents import Strict
 from motet.protocols.errors import DataError
-from motet.protocols.tensor_files import TensorSpec
+from motet.protocols.expert_files import factor_specs
 
 SETTINGS = (
     CodecSettings(method="ternary", density=0.01, balance=0.9),
@@ -46,6 +47,7 @@ SETTINGS = (
     CodecSettings(method="int8"),
     CodecSettings(method="lossless"),
 )
+FACTOR_SETTINGS = (CodecSettings(method="int4"), CodecSettings(method="int8"), CodecSettings(method="lossless"))
 RANKS = (8, 32)
 
 Networks = Mapping[str, Tensor]
@@ -91,13 +93,19 @@ def fidelity(
     material, trained = trained_expert(home, report=lambda share, line: tell(line))
     with tempfile.TemporaryDirectory(prefix="motet-fidelity-", dir=folder) as work:
         bench = _Bench(home, material, trained, Path(work))
+        if trained.factors is not None:
+            for settings in FACTOR_SETTINGS:
+                tell(f"{settings.method}, trained factors")
+                yield bench.low_rank(trained.factors, settings, "rank {} as trained")
+            return
         for settings in SETTINGS:
             tell(f"{settings.method} {_options(settings)}")
             yield bench.row(settings)
         for rank in RANKS:
-            for method in ("int4", "int8"):
-                tell(f"{method}, rank {rank}")
-                yield bench.low_rank(rank, CodecSettings(method=method))
+            factors = truncated(material.anchor, trained.ffn, rank)
+            for settings in FACTOR_SETTINGS[:2]:
+                tell(f"{settings.method}, rank {rank}")
+                yield bench.low_rank(factors, settings, "rank {}")
 
 
 class _Bench:
@@ -114,6 +122,7 @@ class _Bench:
                     half,
                     sequence_length=settings.sequence_length,
                     batch_size=settings.batch_size,
+                    answers=material.corpus.answers,
                 ),
                 self._score,
                 trained.ffn,
@@ -149,20 +158,20 @@ class _Bench:
             factor=math.fsum(factors) / 2 if settings.surveyed else None,
         )
 
-    def low_rank(self, rank: int, settings: CodecSettings) -> FidelityRow:
-        """The expert's differences at a rank, their factors encoded, against the same factors unquantised."""
-        factors = _factors(self._material, self._trained.ffn, rank)
-        specs = [TensorSpec(name=name, dtype="F32", shape=tuple(factor.shape)) for name, factor in factors.items()]
-        path = self._work / "factors"
-        encode(path, _Memory(factors), specs, settings, anchor=self._material.anchor.digest)
+    def low_rank(self, factors: Mapping[str, Factors], settings: CodecSettings, options: str) -> FidelityRow:
+        """Factors encoded, against the same factors unquantised; `options` is told their rank."""
+        anchor, path = self._material.anchor, self._work / "factors"
+        source = FactorSource(factors, self._trained.rows, anchor.manifest)
+        specs = factor_specs(anchor.manifest, source.rank)
+        encode(path, source, specs, settings, anchor=anchor.digest)
         with UpdateReader(path, wanted=specs) as update:
-            read = {spec.name: torch.from_numpy(update.tensor(spec.name)) for spec in specs}
-        plain, quantised = (self._product(each) for each in (factors, read))
+            read = {spec.name: torch.from_numpy(update.tensor(spec.name)).bfloat16() for spec in specs}
+        quantised = Expansion(anchor, factors_of(read, anchor.manifest, scale=1.0))
         return FidelityRow(
             method=settings.method,
-            options=f"rank {rank}",
-            bits_per_parameter=8 * path.stat().st_size / sum(factor.numel() for factor in factors.values()),
-            gain_kept=self._kept([quantised] * 2) / self._kept([plain] * 2),
+            options=options.format(source.rank),
+            bits_per_parameter=8 * path.stat().st_size / sum(math.prod(spec.shape) for spec in specs),
+            gain_kept=self._kept([quantised] * 2) / self._kept([Expansion(anchor, factors)] * 2),
             factor=None,
         )
 
@@ -180,34 +189,14 @@ class _Bench:
         with swap_ffn(self._model, ffn):
             return bits_per_byte(score_windows(self._model, windows))
 
-    def _product(self, factors: Networks) -> dict[str, Tensor]:
-        """The expert that factors make: in the anchor's dtype, as an update would."""
-        return {
-            name: (tensor.float() + factors[f"{name}.b"] @ factors[f"{name}.a"]).to(tensor.dtype)
-            for name, tensor in self._material.anchor.ffn().items()
-        }
 
-
-class _Memory:
-    """Tensors in memory as a codec source."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
-        """See `motet.protocols.codec.Source`."""
-        values: NDArray[Any] = self._tensors[spec.name].reshape(-1)[start : start + count].numpy()
-        return values
-
-
-def _factors(material: Material, trained: Networks, rank: int) -> dict[str, Tensor]:
+def truncated(anchor: Anchor, trained: Networks, rank: int) -> dict[str, Factors]:
     """Each difference's best approximation of a rank, its singular values shared between both factors."""
     factors = {}
-    for name, tensor in material.anchor.ffn().items():
+    for name, tensor in anchor.ffn().items():
         u, s, v = torch.linalg.svd(trained[name].float() - tensor.float(), full_matrices=False)
         root = s[:rank].sqrt()
-        factors[f"{name}.a"] = (root[:, None] * v[:rank]).contiguous()
-        factors[f"{name}.b"] = (u[:, :rank] * root).contiguous()
+        factors[name] = Factors(a=(root[:, None] * v[:rank]).contiguous(), b=(u[:, :rank] * root).contiguous())
     return factors
 
 

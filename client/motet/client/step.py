@@ -20,6 +20,7 @@ from torch.nn import functional
 from motet.client.devices import arithmetic_of, device_of
 from motet.client.owner import TrainingConfig
 from motet.client.sharding import adamw
+from motet.moe.spans import IGNORED, heard
 
 _BETAS = (0.9, 0.95)
 
@@ -79,14 +80,32 @@ class Step:
 
     def _backward(self, ids: Tensor, passes: int) -> Tensor:
         """Accumulate one forward pass's share of the gradient; ids (batch, seq + 1) -> its share of the loss."""
-        logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, seq, vocabulary)
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()) / passes
+        read, learnt = heard(ids)
+        logits = self.model(input_ids=read[:, :-1], use_cache=False).logits  # (batch, seq, vocabulary)
+        loss = mean_loss(logits.float(), learnt[:, 1:]) / passes
         self.accelerator.backward(loss)
         return loss.detach()
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         found: AbstractContextManager[None] = self.accelerator.no_sync(self.model)
         return found
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats per token: the mean over rows of each row's mean over its labels, so that rows count alike.
+
+    With labels everywhere that is the mean over all tokens. A row without labels adds nothing: one that is mostly read
+    weighs no less than another, and public text as much as its share of the rows.
+
+    Args:
+        logits: (batch, seq, vocabulary).
+        labels: (batch, seq), `IGNORED` where nothing is learnt.
+    """
+    if not (labels == IGNORED).any():
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    nats = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    counts = (labels != IGNORED).sum(dim=1).clamp(min=1)
+    return (nats.view_as(labels).sum(dim=1) / counts).mean()
 
 
 def accelerator_of(config: TrainingConfig) -> Any:  # noqa: ANN401 - accelerate is untyped

@@ -302,7 +302,7 @@ def _free_memory() -> None:
 def _batches(material: Material, config: TrainingConfig) -> Batches:
     tokenizer = material.anchor.tokenizer()
     return Batches(
-        own=pack(tokenizer, material.corpus.train, config.sequence_length),
+        own=pack(tokenizer, material.corpus.train, config.sequence_length, material.corpus.answers),
         public=pack(tokenizer, material.public.train, config.sequence_length),
         public_share=material.public_share,
         batch_size=config.batch_size,

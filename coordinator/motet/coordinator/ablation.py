@@ -23,10 +23,12 @@ from motet.protocols.errors import AssemblyError, DataError
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from motet.coordinator.merging import TextJudge
-    from motet.moe.experts import Expert
+    from motet.moe.lowrank import AnyExpert
     from motet.moe.scoring import Windows
 
 Progress = Callable[[int, int], None]
@@ -99,6 +101,7 @@ def ablate(
     import torch
 
     from motet.coordinator.merging import TextJudge
+    from motet.moe.lowrank import dense_ffn
     from motet.moe.scoring import windows_of
 
     names, documents = _names(federation), _documents(federation, texts)
@@ -107,8 +110,12 @@ def ablate(
     windows = {name: windows_of(tokenizer, each, sequence_length=length) for name, each in documents.items()}
     experts, judge, sets = _experts(federation), TextJudge(model, windows), sets_of(names)
     step = _Steps(1 + len(sets) + len(to_check(sets, check)), progress)
-    scores = step(judge.by_domain(anchor.ffn()))
-    trials = {chosen: step(_predicted(judge, experts, chosen)) for chosen in sets}
+    own = anchor.ffn()
+    scores = step(judge.by_domain(own))
+    wide = {name: tensor.float() for name, tensor in own.items()}  # a low-rank expert is not rounded as it runs
+    dense = {name: dense_ffn(expert, wide) for name, expert in experts.items()}
+    stored = next(iter(own.values())).dtype
+    trials = {chosen: step(_predicted(judge, dense, chosen, stored)) for chosen in sets}
     ranked = sorted(trials.values(), key=lambda trial: average(trial.predicted))
     for chosen in to_check([frozenset(trial.experts) for trial in ranked], check):
         assembled = _assembled(federation, model, [experts[name] for name in sorted(chosen)], windows)
@@ -161,34 +168,45 @@ def _read(path: Path) -> list[str]:
     return documents
 
 
-def _experts(federation: Federation) -> "dict[str, Expert]":
-    from motet.moe.experts import read_expert
+def _experts(federation: Federation) -> "dict[str, AnyExpert]":
+    from motet.moe.lowrank import read_stored
 
     anchor, store = federation.home.anchor, ExpertStore(federation.home.experts_directory)
     with store.admitting():
         return {
-            each.name: read_expert(store.file_of(digest), anchor, name=each.name, contribution=digest)
+            each.name: read_stored(store.file_of(digest), anchor, name=each.name, contribution=digest)
             for digest, each in federation.admitted().items()
         }
 
 
-def _predicted(judge: "TextJudge", experts: "Mapping[str, Expert]", chosen: frozenset[str]) -> Trial:
+def _predicted(
+    judge: "TextJudge",
+    experts: "Mapping[str, Mapping[str, Tensor]]",
+    chosen: frozenset[str],
+    stored: "torch.dtype",
+) -> Trial:
     from motet.moe.experts import soup
 
     names = tuple(sorted(chosen))
-    return Trial(experts=names, predicted=judge.by_domain(soup([experts[name].ffn for name in names])))
+    ffn = experts[names[0]] if len(names) == 1 else soup([experts[name] for name in names], stored)
+    return Trial(experts=names, predicted=judge.by_domain(ffn))
 
 
 def _assembled(
-    federation: Federation, model: "PreTrainedModel", experts: "list[Expert]", windows: "Mapping[str, Windows]"
+    federation: Federation, model: "PreTrainedModel", experts: "list[AnyExpert]", windows: "Mapping[str, Windows]"
 ) -> Scores:
     """The composite under the charter's routing, as `motet report` would score it."""
-    from motet.moe import ANCHOR, compose
+    from motet.moe import ANCHOR, Expert, compose
     from motet.moe.prefix import evidence_of
     from motet.moe.scoring import bits_per_byte, score_windows
 
     routing = federation.charter.routing
-    wide = [replace(each, ffn={name: own.to(model.dtype) for name, own in each.ffn.items()}) for each in experts]
+    wide = [
+        replace(each, ffn={name: own.to(model.dtype) for name, own in each.ffn.items()})
+        if isinstance(each, Expert)
+        else each
+        for each in experts
+    ]
     composite = compose(
         model,
         wide,

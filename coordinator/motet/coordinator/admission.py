@@ -5,7 +5,7 @@ a word for the ledger and a sentence for the owner. Names, shapes and dtypes com
 manifest, never from a message or from the file.
 
     contribution = examine_manifest(signed, standing, charter, public=ids)        # before the bytes travel
-    examine_update(contribution, findings, update_specs(manifest), charter)       # when they are there
+    examine_update(contribution, findings, update_specs(manifest, contribution.rank), charter)  # when they are there
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,10 +14,10 @@ from motet.coordinator.found_evidence import FoundEvidence, evidence_problem
 from motet.protocols.canonical import Digest
 from motet.protocols.charter import Charter
 from motet.protocols.codec import Method
-from motet.protocols.contribution import Contribution
+from motet.protocols.contribution import Contribution, require_lowrank_method
 from motet.protocols.documents import Strict
-from motet.protocols.errors import AdmissionRefused, DocumentError, SignatureError
-from motet.protocols.expert_files import EVIDENCE_LIMIT, ROUTER_TOKENS
+from motet.protocols.errors import AdmissionRefused, CodecError, DocumentError, SignatureError
+from motet.protocols.expert_files import EVIDENCE_LIMIT, FACTOR, ROUTER_TOKENS
 from motet.protocols.ledger import Standing
 from motet.protocols.signing import Signed
 from motet.protocols.tensor_files import TensorSpec
@@ -73,8 +73,8 @@ def examine_manifest(
 
     Raises:
         AdmissionRefused: with the reason "bad-signature", "bad-document", "unknown-owner", "wrong-charter",
-            "wrong-anchor", "wrong-name", "withdrawn", "replayed", "wrong-base", "wrong-kind", "wrong-licence",
-            "wrong-method", "too-large", "too-many-proxies", "unsorted-proxies" or "unknown-proxy".
+            "wrong-anchor", "wrong-name", "withdrawn", "replayed", "wrong-base", "wrong-kind", "wrong-rank",
+            "wrong-licence", "wrong-method", "too-large", "too-many-proxies", "unsorted-proxies" or "unknown-proxy".
     """
     contribution = _open(signed)
     owner = standing.owners.get(contribution.owner)
@@ -100,12 +100,12 @@ def examine_update(
     Args:
         contribution: its manifest, examined before.
         findings: what its file holds.
-        wanted: what an update for this anchor holds (`motet.protocols.expert_files.update_specs`).
+        wanted: what an update of this kind and rank for this anchor holds (`protocols.expert_files.update_specs`).
         charter: says which methods are admitted, and whether owners count evidence by token.
 
     Raises:
         AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "wrong-anchor", "wrong-base",
-            "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite",
+            "wrong-kind", "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite",
             "out-of-range" or "wrong-evidence".
     """
     _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
@@ -115,6 +115,7 @@ def examine_update(
     _same("wrong-anchor", "the file's anchor", findings.anchor, contribution.anchor, "pack on the charter's anchor")
     _same("wrong-base", "the file's base", findings.base, contribution.base, "pack file and manifest together")
     found, expected = {tensor.name: tensor for tensor in findings.tensors}, {spec.name: spec for spec in wanted}
+    _check_kind(found, contribution)
     _check_names(found, expected)
     for name, spec in expected.items():
         _check_tensor(found[name], spec)
@@ -166,6 +167,8 @@ def _check_rules(contribution: Contribution, charter: Charter) -> None:
     rules = charter.experts
     if contribution.kind not in rules.kinds:
         raise _refusal("wrong-kind", f"saw a {contribution.kind} expert, wanted one of {_list(rules.kinds)}")
+    if contribution.rank is not None:
+        _check_lowrank(contribution.rank, contribution.codec.method, rules.max_rank)
     if rules.licences and contribution.terms.licence not in rules.licences:
         raise _refusal(
             "wrong-licence",
@@ -176,6 +179,15 @@ def _check_rules(contribution: Contribution, charter: Charter) -> None:
         raise _refusal(
             "too-large", f"saw an update of {contribution.update_bytes} bytes, wanted at most {rules.max_update_bytes}"
         )
+
+
+def _check_lowrank(rank: int, method: Method, limit: int) -> None:
+    if rank > limit:
+        raise _refusal("wrong-rank", f"saw rank {rank}, wanted at most {limit}; train or squeeze to a smaller one")
+    try:
+        require_lowrank_method(method)
+    except CodecError as error:
+        raise _refusal("wrong-method", str(error)) from error
 
 
 def _check_proxies(contribution: Contribution, charter: Charter, public: Collection[str]) -> None:
@@ -198,6 +210,15 @@ def _check_admitted_method(where: str, method: Method, charter: Charter) -> None
     methods = charter.codec.methods
     if method not in methods:
         raise _refusal("wrong-method", f"{where}: saw the method {method}, wanted one of {_list(methods)}; pack again")
+
+
+def _check_kind(found: Iterable[str], contribution: Contribution) -> None:
+    factors = next((name for name in found if FACTOR in name), None)
+    if (factors is not None) != (contribution.kind == "lowrank"):
+        held = "no low-rank factors" if factors is None else f"the low-rank factor {factors}"
+        raise _refusal(
+            "wrong-kind", f"saw {held} in the file of a {contribution.kind} expert; pack file and manifest together"
+        )
 
 
 def _check_names(found: Mapping[str, FoundTensor], wanted: Mapping[str, TensorSpec]) -> None:

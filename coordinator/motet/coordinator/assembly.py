@@ -33,7 +33,8 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
-from motet.protocols.expert_files import expert_specs, require_specs
+from motet.protocols.expert_files import expert_specs, factor_specs, rank_of, require_specs
+from motet.protocols.expert_sizes import ExpertSize, composite_sizes
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 __all__ = ["Composite", "Member", "RoutingPolicy", "TunedRouter", "assemble", "verify_composite"]
@@ -72,6 +73,11 @@ class Composite:
         """The experts, in the order of their ids from 1 on."""
         return self.manifest.members
 
+    @property
+    def experts(self) -> tuple[ExpertSize, ...]:
+        """Every expert's kind, rank, parameters and bytes, by expert id, the anchor's own network first."""
+        return composite_sizes(self.path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Copy:
@@ -107,18 +113,19 @@ def assemble(
     """
     ordered = sorted(members, key=lambda member: member.contribution)
     _require_different(ordered)
-    for member in ordered:
-        _require_fitting(anchor, member)
+    ranks = [_rank_of(anchor, member) for member in ordered]
     described = tuple(
-        CompositeMember(name=member.name, contribution=member.contribution, expert=file_digest(member.expert_file))
-        for member in ordered
+        CompositeMember(
+            name=member.name, contribution=member.contribution, expert=file_digest(member.expert_file), rank=rank
+        )
+        for member, rank in zip(ordered, ranks, strict=True)
     )
     if tuned is not None and (problem := tuned.tag.problem(described)):
         raise AssemblyError(f"{problem}; tune again with the members of now")
     if out.exists():
         return _reuse(out, anchor, described, routing, tuned)
     with _workspace(out) as folder:
-        _write_composite(folder, anchor, ordered, routing, tuned, progress or (lambda done, total: None))
+        _write_composite(folder, anchor, ordered, ranks, routing, tuned, progress or (lambda done, total: None))
         manifest = CompositeManifest(
             anchor=anchor.digest,
             members=described,
@@ -141,10 +148,13 @@ def _require_different(members: Sequence[Member]) -> None:
             raise AssemblyError(f"saw the {what} {min(repeated)} twice, wanted each once; leave one of them out")
 
 
-def _require_fitting(anchor: Anchor, member: Member) -> None:
+def _rank_of(anchor: Anchor, member: Member) -> int | None:
+    """A member's rank, None for a full expert; raises AssemblyError when its file does not fit the anchor."""
     try:
         with TensorReader(member.expert_file) as reader:
-            require_specs(member.expert_file, reader, expert_specs(anchor.manifest))
+            rank = rank_of(reader.specs)
+            require_specs(member.expert_file, reader, expert_specs(anchor.manifest, rank))
+            return rank
     except (ExpertError, TensorFileError) as error:
         raise AssemblyError(f"expert {member.name} does not fit the anchor: {error}") from error
 
@@ -191,11 +201,12 @@ def _write_composite(
     folder: Path,
     anchor: Anchor,
     members: Sequence[Member],
+    ranks: Sequence[int | None],
     routing: RoutingPolicy,
     tuned: TunedRouter | None,
     progress: Progress,
 ) -> None:
-    copies = _plan(anchor, members)
+    copies = _plan(anchor, members, ranks)
     total = sum(copy.target.nbytes for file in copies.values() for copy in file)
     _require_room(folder, total)
     done = 0
@@ -211,24 +222,24 @@ def _write_composite(
     weight_map |= {spec.name: ROUTER_FILE for spec in router}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_atomically(folder / INDEX_FILE, canonical_json(index))
-    write_atomically(folder / "config.json", canonical_json(_configuration(anchor, members, routing)))
+    write_atomically(folder / "config.json", canonical_json(_configuration(anchor, members, ranks, routing)))
     for path in tokenizer_files(anchor.directory):
         write_atomically(folder / path.name, path.read_bytes())
 
 
-def _plan(anchor: Anchor, members: Sequence[Member]) -> dict[str, list[_Copy]]:
+def _plan(anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None]) -> dict[str, list[_Copy]]:
     """File name -> the tensors it takes; expert 0 is the anchor's own feed-forward network."""
     ffn = anchor.manifest.ffn()
     shared = [tensor.spec for tensor in anchor.manifest.tensors if tensor.spec not in ffn]
     plan = {SHARED_FILE: [_Copy(source=anchor.file_of(spec.name), name=spec.name, target=spec) for spec in shared]}
-    for expert in range(len(members) + 1):
+    for expert, rank in enumerate((None, *ranks)):
         plan[f"expert-{expert:05d}.safetensors"] = [
             _Copy(
                 source=members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
                 name=spec.name,
                 target=_as_expert(spec, expert),
             )
-            for spec in ffn
+            for spec in (ffn if rank is None else factor_specs(anchor.manifest, rank))
         ]
     return plan
 
@@ -248,8 +259,11 @@ def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
             yield copy.target.nbytes
 
 
-def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy) -> dict[str, object]:
+def _configuration(
+    anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None], routing: RoutingPolicy
+) -> dict[str, object]:
     """What `MotetConfig` reads; no library version, so that assembling with another one changes nothing."""
+    mixed: dict[str, object] = {"expert_ranks": [None, *ranks]} if any(ranks) else {}
     stored = {key: value for key, value in anchor.config.items() if key not in VOLATILE_CONFIGURATION}
     return {
         "anchor_config": stored,
@@ -262,7 +276,7 @@ def _configuration(anchor: Anchor, members: Sequence[Member], routing: RoutingPo
         "experts_per_token": routing.top_k,
         "log_priors": [routing.log_prior_anchor, *(routing.log_prior_expert for _ in members)],
         "normalise_top_k": routing.normalise_top_k,
-    }
+    } | mixed
 
 
 def _described_files(folder: Path) -> Iterator[CompositeFile]:

@@ -16,6 +16,8 @@ from motet.coordinator.federation import Federation
 from motet.coordinator.tuned_composites import Tuned, TuningPlan, plan_tuning, tuned_composite
 from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import CompositeManifest
+from motet.protocols.expert_files import expert_specs
+from motet.protocols.expert_sizes import composite_sizes
 from motet.protocols.report import CompositeSummary
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ class Made:
         stock += [self.bias.line()] if self.bias else []
         stock += self.tuned.lines() if self.tuned else []
         members = ", ".join(summary.members) or "none: the anchor alone"
-        return [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}", *stock]
+        head = [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}"]
+        return [*head, *(f"expert     {each}" for each in summary.experts), *stock]
 
 
 def plan(federation: Federation, without: Sequence[str], *, tune: int | None = None) -> Plan:
@@ -106,8 +109,8 @@ def plan(federation: Federation, without: Sequence[str], *, tune: int | None = N
     """
     chosen = federation.chosen(without)
     anchor = federation.home.anchor_manifest
-    expert = sum(spec.nbytes for spec in anchor.ffn())
-    native = sum(tensor.spec.nbytes for tensor in anchor.tensors) + len(chosen) * expert
+    specs = [spec for each in chosen.values() for spec in expert_specs(anchor, each.rank)]
+    native = sum(spec.nbytes for spec in (*(tensor.spec for tensor in anchor.tensors), *specs))
     return Plan(
         members={each.name: digest for digest, each in chosen.items()},
         free_bytes=shutil.disk_usage(federation.home.path).free,
@@ -156,11 +159,13 @@ def summary_of(federation: Federation, composite: CompositeManifest, stock: Path
     digest = composite.digest
     folder = federation.home.stock_directory / hex_of(digest)
     found = stock or (folder if folder.is_dir() else None)
+    path = federation.home.composites_directory / hex_of(digest)
     return CompositeSummary(
-        path=str(federation.home.composites_directory / hex_of(digest)),
+        path=str(path),
         stock_path=None if found is None else str(found),
         digest=digest,
         members=tuple(member.name for member in composite.members),
+        experts=composite_sizes(path),
     )
 
 

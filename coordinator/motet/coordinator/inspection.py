@@ -5,7 +5,7 @@ its own (private memory, CPU time, no file written, no core), and what it says i
 once for its digest, then reads the header; only if that promises exactly the tensors of the coordinator's own anchor
 are their chunks decoded, one after the other, with numpy's kernels, which check every bound.
 
-    findings = inspect(Path("update.motetup"), home)
+    findings = inspect(Path("update.motetup"), home, rank=contribution.rank)
 """
 
 import ctypes
@@ -50,15 +50,21 @@ _OURS = os.EX_IOERR
 """How a child ends that this machine failed: a disk that cannot be read, no room, too many open files."""
 
 
-def inspect(update: Path, home: CoordinatorHome) -> Findings:
+def inspect(update: Path, home: CoordinatorHome, *, rank: int | None = None) -> Findings:
     """What is in an update that came to this home. Runs a child process.
+
+    Args:
+        update: the file.
+        home: the coordinator's.
+        rank: of the low-rank expert that it should be, within the charter's limit; None for a full one.
 
     Raises:
         AdmissionRefused: with the reason "uninspectable", when the child met its caps: the file is built to do harm.
         FederationError: the child could not be run, or was stopped: nothing was found out.
     """
-    seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
-    arguments = [str(update), str(home.anchor_manifest_file), home.anchor_manifest.digest, str(seconds)]
+    manifest = home.anchor_manifest
+    seconds = cpu_seconds(update, manifest, rank, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
+    arguments = [str(update), str(home.anchor_manifest_file), manifest.digest, str(rank or 0), str(seconds)]
     if home.charter.routing.counted:
         keep_public_tokens(home.public_tokens_file, home.anchor_directory, home.anchor_manifest.vocabulary_size)
         arguments.append(str(home.public_tokens_file))
@@ -69,9 +75,11 @@ def inspect(update: Path, home: CoordinatorHome) -> Findings:
         raise _uninspectable(f"its inspection answered {answer[:200]!r}") from error
 
 
-def cpu_seconds(update: Path, manifest: AnchorManifest, *, base: int, bytes_per_second: int) -> int:
+def cpu_seconds(
+    update: Path, manifest: AnchorManifest, rank: int | None = None, *, base: int, bytes_per_second: int
+) -> int:
     """CPU time for an update: for its bytes, and for those it decodes to, as a small file may hold a large expert."""
-    decoded = sum(spec.nbytes for spec in update_specs(manifest))
+    decoded = sum(spec.nbytes for spec in update_specs(manifest, rank))
     return base + (update.stat().st_size + decoded) // bytes_per_second
 
 
@@ -193,10 +201,11 @@ def _evidence(reader: UpdateReader, public_tokens: NDArray[Any]) -> FoundEvidenc
 
 
 def main() -> None:
-    """The child: `update manifest anchor seconds [public tokens]`; caps first, findings on standard output."""
-    update, manifest, anchor, seconds, *counts = sys.argv[1:]
+    """The child: `update manifest anchor rank seconds [public tokens]`, rank 0 for a full expert; caps first, findings
+    on standard output."""
+    update, manifest, anchor, rank, seconds, *counts = sys.argv[1:]
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
-    wanted = update_specs(read_anchor_manifest(Path(manifest), expect=anchor))
+    wanted = update_specs(read_anchor_manifest(Path(manifest), expect=anchor), int(rank) or None)
     public_tokens = read_public_tokens(Path(counts[0])) if counts else None
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     ready()

@@ -162,9 +162,10 @@ class Intake:
             shutil.rmtree(path, ignore_errors=True)
 
     def _admit(self, signed: Signed, contribution: Contribution, update: Path, received_bytes: int) -> Signed:
-        wanted = update_specs(self._home.anchor_manifest)
+        rank = contribution.rank
+        wanted = update_specs(self._home.anchor_manifest, rank)
         with self._places, self._store.admitting():
-            examine_update(contribution, inspect(update, self._home), wanted, self._home.charter)
+            examine_update(contribution, inspect(update, self._home, rank=rank), wanted, self._home.charter)
             self._store.materialise(contribution, update, self._home)
             entry = self._home.ledger.append(
                 lambda standing: self._admission(signed, contribution, standing, received_bytes)

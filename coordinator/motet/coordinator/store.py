@@ -20,6 +20,7 @@ from pathlib import Path
 
 from motet.coordinator.home import CoordinatorHome, read_anchor_manifest
 from motet.coordinator.inspection import WORKERS, cpu_seconds, limit_resources, own_faults, ready, run_child
+from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import hex_of, storage_errors, sync_directory
 from motet.protocols.codec.numpy_kernels import NumpyKernels
 from motet.protocols.contribution import Contribution
@@ -62,8 +63,9 @@ class ExpertStore:
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_directory(self.directory)
-        seconds = cpu_seconds(update, home.anchor_manifest, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
-        arguments = [home.anchor_manifest_file, home.anchor_manifest.digest, update, target, seconds]
+        manifest, rank = home.anchor_manifest, contribution.rank
+        seconds = cpu_seconds(update, manifest, rank, base=SECONDS, bytes_per_second=BYTES_PER_SECOND)
+        arguments = [home.anchor_manifest_file, manifest.digest, update, target, rank or 0, seconds]
         arguments += self._changed_by(contribution, home)
         answer = run_child("motet.coordinator.store", [str(each) for each in arguments], cpu_seconds=seconds)
         _raise_what_it_says(json.loads(answer))
@@ -129,26 +131,32 @@ def _raise_what_it_says(answer: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """The child: `manifest anchor update target seconds changed [base]`; what went wrong, if anything, as JSON."""
-    manifest, anchor, update, target, seconds, changed, *base = sys.argv[1:]
+    """The child: `manifest anchor update target rank seconds changed [base]`; what went wrong, if anything, as JSON.
+
+    The rank of a full expert is 0.
+    """
+    manifest, anchor, update, target, rank, seconds, changed, *base = sys.argv[1:]
     limit_resources(memory_bytes=MEMORY_BYTES, seconds=int(seconds))
     try:
         with own_faults():
-            _materialise(Path(manifest), anchor, Path(update), Path(target), Path(changed), base[0] if base else None)
+            known, changes = read_anchor_manifest(Path(manifest), expect=anchor), base[0] if base else None
+            _materialise(known, Path(update), Path(target), int(rank) or None, Path(changed), changes)
     except MotetError as error:
         sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
     else:
         sys.stdout.write("{}")
 
 
-def _materialise(manifest_file: Path, anchor: str, update: Path, target: Path, changed: Path, base: str | None) -> None:
-    manifest = read_anchor_manifest(manifest_file, expect=anchor)
+def _materialise(
+    manifest: AnchorManifest, update: Path, target: Path, rank: int | None, changed: Path, base: str | None
+) -> None:
     opened = StoredTensors.of_anchor(changed) if base is None else StoredTensors.of_expert(changed, manifest)
     with opened as stored:
         for spec in manifest.ffn():
             stored(spec, 0, 0)  # before `ready`: a tensor missing would be our fault
         ready()
-        materialise_file(update, manifest, stored, target, base=base, paths=NumpyKernels(), workers=WORKERS)
+        paths = NumpyKernels()
+        materialise_file(update, manifest, stored, target, rank=rank, base=base, paths=paths, workers=WORKERS)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from motet.protocols.errors import AnchorError, AnchorMismatch
 from motet.protocols.tensor_files import TensorReader, read_header
 
 STATISTICS_FILE = "statistics.safetensors"
+FFN_DTYPES = ("BF16", "F16", "F32")
+"""What the feed-forward tensors of an anchor may be stored in, as safetensors calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class Anchor:
         config = _read_configuration(directory / "config.json")
         family_of(str(config.get("model_type"))).require(_typed(config, directory))
         manifest = AnchorManifest.of(directory)
+        _require_floats(manifest)
         if expect is not None and manifest.digest != expect:
             raise AnchorMismatch(
                 f"saw anchor {manifest.digest} in {directory}, wanted {expect}; fetch the one that the charter names",
@@ -107,6 +110,14 @@ class Anchor:
         Raises StatisticsError when there are none or they belong to another anchor.
         """
         return Statistics.load(self.directory / STATISTICS_FILE, expect=self.digest)
+
+
+def _require_floats(manifest: AnchorManifest) -> None:
+    spec = manifest.ffn()[0]
+    if spec.dtype not in FFN_DTYPES:
+        raise AnchorError(
+            f"saw {spec.name} in {spec.dtype}, wanted one of {', '.join(FFN_DTYPES)}; save the anchor in one of these"
+        )
 
 
 def _typed(config: dict[str, Any], directory: Path) -> PreTrainedConfig:

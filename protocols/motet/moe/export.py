@@ -4,8 +4,9 @@ Guarantees: equal composites give equal bytes; at most one chunk of a tensor is 
 complete or not at all. What stock architectures have no place for is folded in by widening (`motet.moe.widening`): the
 router's bias, and the average of the evidence over the prefix. Loaded in float32, the export computes what the
 composite computes, up to float32 rounding. A filter becomes an average over the prefix: its export computes what the
-composite with `stock_average(...)` as `evidence` in its configuration computes. Behind a norm no
-channel is constant: of a pre-norm family neither bias nor evidence is exported unless it is given up (docs/anchors.md).
+composite with `stock_average(...)` as `evidence` in its configuration computes. Low-rank experts are expanded, piece by
+piece, in float32 (`motet.moe.expanded_tensors`). Behind a norm no channel is constant: of a pre-norm family neither
+bias nor evidence is exported unless it is given up (docs/anchors.md).
 
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
@@ -26,6 +27,7 @@ import torch
 from motet.moe.average import Average
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
+from motet.moe.expanded_tensors import Tensors, with_expansions
 from motet.moe.families import Family, family_of
 from motet.moe.families.family import Treatment
 from motet.moe.prefix import prefix_settings
@@ -82,8 +84,9 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
     family = family_of(config.anchor.model_type)
     _require_expressible(config, family)
     with ExitStack() as open_files, _new_directory(out) as directory:
-        sources = _open_tensors(composite_directory, open_files)
-        _check_tensors(sources, config)
+        stored = _open_tensors(composite_directory, open_files)
+        _check_tensors(stored, config)
+        sources = with_expansions(stored, config)
         average = _average(config, family, sources)
         biases = _biases(config, sources, average)
         bias = _fate_of(biases, family, drop_bias, counted=config.prefix is not None)
@@ -160,13 +163,13 @@ def _check_tensors(sources: Mapping[str, TensorReader], config: MotetConfig) -> 
             )
 
 
-def _read(reader: TensorReader, name: str) -> Array:
+def _read(reader: Tensors, name: str) -> Array:
     """A small tensor as float64."""
     raw = np.frombuffer(b"".join(reader.chunks(name)), _NUMPY[reader.header[name].spec.dtype])
     return _values(raw, reader.header[name].spec.dtype)
 
 
-def _average(config: MotetConfig, family: Family, sources: Mapping[str, TensorReader]) -> Average | None:
+def _average(config: MotetConfig, family: Family, sources: Mapping[str, Tensors]) -> Average | None:
     """The average that the export has; None where the layers' rows decide, or none can be had."""
     if not config.prefix or not family.post_norm:
         return None
@@ -184,7 +187,7 @@ def stock_average(config: MotetConfig, tensor: Callable[[str], torch.Tensor]) ->
     return Average(**(settings or {}))
 
 
-def _biases(config: MotetConfig, sources: Mapping[str, TensorReader], average: Average | None) -> dict[str, Array]:
+def _biases(config: MotetConfig, sources: Mapping[str, Tensors], average: Average | None) -> dict[str, Array]:
     """By name, in nats: the routers' own, or beside an average the log priors alone."""
     names = [name for name in sources if name.endswith(".mlp.router.bias")]
     return {name: _read(sources[name], name) if average is None else np.array(config.priors) for name in names}
@@ -212,7 +215,7 @@ def _fate_of(
 
 
 def _plan(
-    sources: Mapping[str, TensorReader], biases: Mapping[str, Array], family: Family, widening: Widening
+    sources: Mapping[str, Tensors], biases: Mapping[str, Array], family: Family, widening: Widening
 ) -> dict[str, list[_Tensor]]:
     """The export's tensors by file, in an order that depends on their names only."""
     shards: dict[str, list[_Tensor]] = {}
@@ -235,7 +238,7 @@ def _shard(name: str) -> str:
     return "router.safetensors" if ".mlp.router." in name else "shared.safetensors"
 
 
-def _router(reader: TensorReader, stored: TensorSpec, name: str, widening: Widening, bias: Array) -> _Tensor:
+def _router(reader: Tensors, stored: TensorSpec, name: str, widening: Widening, bias: Array) -> _Tensor:
     experts, hidden = stored.shape
 
     def chunks() -> Iterator[bytes]:
@@ -249,7 +252,7 @@ def _router(reader: TensorReader, stored: TensorSpec, name: str, widening: Widen
 
 
 def _widened(
-    sources: Mapping[str, TensorReader], stored: TensorSpec, name: str, treatment: Treatment, widening: Widening
+    sources: Mapping[str, Tensors], stored: TensorSpec, name: str, treatment: Treatment, widening: Widening
 ) -> _Tensor:
     reader, shape = sources[stored.name], widening.shape(treatment, stored.shape)
     factor = widening.factor(treatment.scale)
@@ -290,7 +293,7 @@ def _placed(rows: Array, first: int, dtype: str, entries: Iterable[tuple[int, in
     return rows
 
 
-def _embed(rows: Array, first: int, dtype: str, evidence: TensorReader | None, widening: Widening) -> None:
+def _embed(rows: Array, first: int, dtype: str, evidence: Tensors | None, widening: Widening) -> None:
     """Constants, and what each of these tokens says, into the new channels of an embedding's rows."""
     start = widening.hidden + widening.parts
     rows[:, widening.hidden : start] = _stored(np.float32(CONSTANT), dtype)

@@ -27,7 +27,7 @@ from motet.moe.experts import LOSSLESS, Expert, read_expert, routing_values, row
 from motet.moe.routing import RoutingRows
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import CodecSettings, Encoding, UpdateReader, apply, encode
-from motet.protocols.contribution import LOWRANK_METHODS
+from motet.protocols.contribution import require_lowrank_method
 from motet.protocols.errors import CodecError, ExpertError
 from motet.protocols.expert_files import (
     StoredTensors,
@@ -181,15 +181,6 @@ def write_lowrank_update(
     require_lowrank_method(settings.method)
     source = FactorSource(factors, rows, anchor.manifest)
     return encode(path, source, update_specs(anchor.manifest, source.rank), settings, anchor=anchor.digest)
-
-
-def require_lowrank_method(method: str) -> None:
-    """Refuse a method that leaves values out, with a CodecError: of factors every value counts."""
-    if method not in LOWRANK_METHODS:
-        raise CodecError(
-            f"saw the method {method} for a low-rank expert, wanted one of {', '.join(LOWRANK_METHODS)}: it leaves out "
-            "values, and of factors every value counts; choose another under [codec]"
-        )
 
 
 def read_lowrank_update(path: Path, anchor: Anchor, *, name: str, contribution: str) -> LowRankExpert:

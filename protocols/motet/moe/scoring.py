@@ -1,7 +1,8 @@
 """Bits per byte: what a model needs to write a text down, whatever its tokens.
 
 Every token of a document is scored exactly once, in windows that each open with the tokenizer's BOS (or EOS) token
-and see nothing before it; the loss is taken in float32 and summed in float64. A short document's padding is masked.
+and see nothing before it; the loss is taken in float32 and summed in float64. A short document's padding is masked. Of
+a conversation, the answers are scored and all else is only read.
 
     score = score(model, tokenizer, documents, sequence_length=256)
     bits_per_byte(score)
@@ -26,6 +27,7 @@ from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import ANCHOR
 from motet.moe.diagnostics import Watch
 from motet.moe.experts import soup
+from motet.moe.spans import IGNORED, Spans, heard, muted_tokens, spanned_bytes
 from motet.protocols.contribution import Score
 from motet.protocols.errors import AssemblyError, DataError
 from motet.protocols.evaluation.diagnosis import Diagnostics
@@ -34,7 +36,6 @@ from motet.protocols.report import set_row, set_rows
 
 RESAMPLES = 1000
 """Bootstrap resamples of the documents that the variance is estimated from."""
-IGNORED = -100
 
 
 class Answering(Protocol):
@@ -53,8 +54,8 @@ class Windows:
     """Documents cut into windows, prepared once and scored under many models.
 
     `batches` holds (ids, labels, document) with ids and labels (batch, seq) and document (batch,), the index of the
-    document that each window belongs to; labels are `IGNORED` where nothing is scored. `sizes` are the documents'
-    lengths in UTF-8 bytes.
+    document that each window belongs to; labels are `IGNORED` where nothing is scored. `sizes` are the lengths of what
+    is scored of the documents in UTF-8 bytes.
     """
 
     batches: tuple[tuple[Tensor, Tensor, Tensor], ...]
@@ -77,17 +78,22 @@ def windows_of(
     *,
     sequence_length: int,
     batch_size: int = 8,
+    answers: Mapping[str, Spans] | None = None,
 ) -> Windows:
     """Tokenize and cut: windows of at most `sequence_length` tokens, the opening one included, of like length together.
+
+    Of the documents in `answers`, only these spans are scored.
 
     Raises:
         DataError: there is no document, or one is empty.
     """
-    sizes = tuple(len(document.encode()) for document in documents)
+    answers = answers or {}
+    whole = {text: ((0, len(text)),) for text in documents if text not in answers}
+    sizes = tuple(spanned_bytes(text, answers.get(text) or whole[text]) for text in documents)
     if not sizes or not all(sizes):
         raise DataError(f"saw {len(sizes)} documents to score, {sizes.count(0)} of them empty; wanted text in each")
     opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = muted_tokens(tokenizer, documents, answers)
     step = sequence_length - 1
     windows = [
         (document, [opening, *tokens[start : start + step]])
@@ -195,6 +201,7 @@ def examine(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     on_row: Callable[[str], None] = lambda row: None,
+    answers: Mapping[str, Spans] | None = None,
 ) -> Examination:
     """The rows of `score_rows`, and in the same passes what the gates do and where in the text the loss lies.
 
@@ -202,6 +209,7 @@ def examine(
         composite, documents, sequence_length, batch_size, device, dtype, on_row: as `score_rows`.
         own: the expert whose text this is, for its loss by position; None if it is nobody's.
         sets: whether to score the rows "set:A+B" as well, so that there is one for every expert set.
+        answers: of the documents in it, the spans that are scored; what is told of gates and positions is of these too.
 
     Raises:
         AssemblyError, DataError: as `score_rows`; DataError too if all sets of more than eight experts are asked for.
@@ -209,7 +217,7 @@ def examine(
     model = _load(composite, dtype)
     model.to(torch.device(device))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
-    windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size)
+    windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size, answers=answers)
     watches = {"anchor": Watch(), "composite": Watch(model.config.names)}
     if own in model.config.names:
         watches[f"expert:{own}"] = Watch()
@@ -301,8 +309,9 @@ def _padded(windows: Sequence[tuple[int, list[int]]], filler: int) -> tuple[Tens
     ids = torch.full((len(windows), width), filler)
     labels = torch.full((len(windows), width), IGNORED)
     for row, (_, tokens) in enumerate(windows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        labels[row, 1 : len(tokens)] = torch.tensor(tokens[1:])
+        read, scored = heard(torch.tensor(tokens))
+        ids[row, : len(tokens)] = read
+        labels[row, 1 : len(tokens)] = scored[1:]
     return ids, labels, torch.tensor([document for document, _ in windows])
 
 

@@ -47,6 +47,10 @@ EMBEDDING = "model.embed_tokens.weight"
 """The name of the token embedding: (vocabulary, hidden)."""
 
 
+INPUT_NORM = "model.layers.0.input_layernorm.weight"
+"""The name of the first norm where one comes before attention and MLP; those that come after have other names."""
+
+
 def ffn_name(layer: int, projection: str) -> str:
     """The name of one feed-forward tensor, the same in an anchor, an update and an expert's store file."""
     return f"model.layers.{layer}.mlp.{projection}.weight"
@@ -137,6 +141,11 @@ class AnchorManifest(Document):
     def vocabulary_size(self) -> int:
         """Number of token ids that have an embedding."""
         return next(tensor.shape[0] for tensor in self.tensors if tensor.name == EMBEDDING)
+
+    @cached_property
+    def normalises_mlp_input(self) -> bool:
+        """Whether a norm comes before attention and MLP, so that no channel of what an MLP reads is constant."""
+        return any(tensor.name == INPUT_NORM for tensor in self.tensors)
 
     def ffn(self) -> list[TensorSpec]:
         """The feed-forward tensors in layer order: gate_proj, up_proj, down_proj of each."""

@@ -102,8 +102,8 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A safetensors file of differences to the anchor in BF16, or F32 to be rounded to it, and routing "
-            "rows in F32, as `motet unpack` writes it."
+            help="A safetensors file of differences to the anchor, or of a low-rank expert's factors, in BF16, or F32 "
+            "to be rounded to it, and routing rows in F32, as `motet unpack` writes it."
         ),
     ],
     anchor: Annotated[Path, typer.Option(help="The anchor's directory.")],
@@ -153,7 +153,7 @@ def unpack(
 ) -> None:
     """Decode an update file into its difference (BF16 if lossless, else F32), or with --anchor into the expert."""
     from motet.protocols.expert_files import materialise_file
-    from motet.protocols.update_files import check_footer, opened, write_difference
+    from motet.protocols.update_files import check_footer, opened, rank_in, write_difference
 
     _may_write(out, force=force)
     if base is not None and anchor is None:
@@ -166,8 +166,8 @@ def unpack(
         else:
             manifest = _manifest(anchor)
             with _stored(anchor, manifest, update.path, base) as stored:
-                base_digest = _base_of(update.path)
-                materialise_file(update.path, manifest, stored, out, base=base_digest, on_progress=progress)
+                rank, base_digest = rank_in(update.path), _base_of(update.path)
+                materialise_file(update.path, manifest, stored, out, rank=rank, base=base_digest, on_progress=progress)
     found = {"file": str(out), "bytes": out.stat().st_size, "holds": "difference" if anchor is None else "expert"}
     show(found, as_json=as_json, lines=[f"wrote {out}, {found['bytes']:,} bytes: the {found['holds']}"])
 

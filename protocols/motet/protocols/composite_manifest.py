@@ -52,6 +52,8 @@ class CompositeMember(Strict):
     name: Name
     contribution: Digest
     expert: Digest
+    rank: int | None = Field(None, ge=1)
+    """Of a low-rank expert's factors; None for a full expert."""
 
 
 class Tuning(Strict):
@@ -104,13 +106,15 @@ class CompositeManifest(Document):
     """How the router was tuned; None where it is what the members' own rows make."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; without tuning or gain it has no such key, as before there were any."""
+        """The document as a JSON object; without tuning, gain or a rank it has no such keys, as before them."""
         whole = super().as_json()
         if self.routing.gain is None:
             del whole["routing"]["gain"]
-        if self.tuning is None:
-            del whole["tuning"]
-        return whole
+        whole["members"] = [
+            {key: value for key, value in member.items() if (key, value) != ("rank", None)}
+            for member in whole["members"]
+        ]
+        return whole if self.tuning is not None else {key: whole[key] for key in whole if key != "tuning"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

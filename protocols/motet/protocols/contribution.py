@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from motet.protocols.canonical import Digest
 from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, PublicKey, Strict
+from motet.protocols.errors import CodecError
 from motet.protocols.evaluation.diagnosis import Diagnostics
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 from motet.protocols.evaluation.sums import LEAST_NATS, MOST_NATS
@@ -25,6 +26,15 @@ LOWRANK_METHODS: tuple[Method, ...] = ("int8", "int4", "lossless", "raw")
 ExpertKind = Literal["full", "lowrank"]
 RESERVED_NAMES = ("anchor", PUBLIC, "soup", "composite", AVERAGE)
 """Rows and columns of every report: no expert is called so."""
+
+
+def require_lowrank_method(method: str) -> None:
+    """Refuse a method that leaves values out, with a CodecError: of factors every value counts."""
+    if method not in LOWRANK_METHODS:
+        raise CodecError(
+            f"saw the method {method} for a low-rank expert, wanted one of {', '.join(LOWRANK_METHODS)}: it leaves out "
+            "values, and of factors every value counts; choose another under [codec]"
+        )
 
 
 class JoinRequest(Document):

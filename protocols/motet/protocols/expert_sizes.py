@@ -9,25 +9,26 @@ Counted is what lies below `mlp.experts.{e}`, an expert's own matrices or factor
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import Field
+
+from motet.protocols.documents import Strict
 from motet.protocols.errors import AssemblyError, TensorFileError
 from motet.protocols.expert_files import rank_of
 from motet.protocols.tensor_files import TensorReader, TensorSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertSize:
+class ExpertSize(Strict):
     """One expert of a composite: what it is called, which kind it is, and what it takes."""
 
     name: str
     kind: Literal["anchor", "full", "lowrank"]
     rank: int | None
     """Of a low-rank expert's factors."""
-    parameters: int
-    bytes: int
+    parameters: int = Field(ge=0)
+    bytes: int = Field(ge=0)
 
     @classmethod
     def of(cls, name: str, tensors: Iterable[Any], rank: int | None) -> Self:

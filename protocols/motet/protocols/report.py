@@ -15,6 +15,7 @@ from motet.protocols.codec.settings import Method
 from motet.protocols.documents import Document, Name, Strict
 from motet.protocols.evaluation.page import Evaluation
 from motet.protocols.evaluation.shares import subsets
+from motet.protocols.expert_sizes import ExpertSize
 
 OPT_OUT_COST = 0.05
 """Bits per byte that leaving an expert out must cost its own domain for the expert to count as worth having."""
@@ -41,6 +42,8 @@ class CompositeSummary(Strict):
     """The checkpoint for plain transformers; None when none was exported."""
     digest: Digest
     members: tuple[Name, ...]
+    experts: tuple[ExpertSize, ...] = ()
+    """What every expert takes, by expert id, the anchor first; none from releases that do not tell."""
 
 
 class Sample(Strict):

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.canonical import file_digest, open_regular
-from motet.protocols.codec import CodecSettings, Header, Source, UpdateReader, apply, encode, verify
+from motet.protocols.codec import CodecSettings, Header, UpdateReader, apply, encode, verify
 from motet.protocols.codec.changes import Floats, narrow, widen, words_of
 from motet.protocols.codec.frames import MAGIC
 from motet.protocols.codec.header import bytes_of
 from motet.protocols.container import MANIFEST_NAME, read_container
-from motet.protocols.contribution import Contribution
+from motet.protocols.contribution import Contribution, require_lowrank_method
 from motet.protocols.errors import CodecError, ExpertError, NotFiniteError
-from motet.protocols.expert_files import StoredTensors, expert_specs, update_specs
+from motet.protocols.expert_files import StoredTensors, expert_specs, rank_of, update_specs
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 Progress = Callable[[int, int], None]
@@ -85,16 +85,23 @@ def check(
     """
     if manifest is None:
         return verify(path, on_progress=on_progress)
+    rank = rank_in(path)
     if stored is None:
-        return verify(path, wanted=update_specs(manifest), anchor=manifest.digest, on_progress=on_progress)
-    with UpdateReader(path, wanted=update_specs(manifest)) as update:
+        return verify(path, wanted=update_specs(manifest, rank), anchor=manifest.digest, on_progress=on_progress)
+    with UpdateReader(path, wanted=update_specs(manifest, rank)) as update:
         _same(f"{path.name}: anchor", update.header.anchor, manifest.digest)
         update.check_footer()
         done = 0
-        for _, _, words in apply(update, stored, expert_specs(manifest)):
+        for _, _, words in apply(update, stored, expert_specs(manifest, rank)):
             done += len(words)
             on_progress(done, update.header.values)
         return update.header
+
+
+def rank_in(path: Path) -> int | None:
+    """The rank of the low-rank expert in an update file; None for a full one's. Raises CodecError."""
+    with UpdateReader(path) as update:
+        return rank_of(update.specs)
 
 
 def check_footer(path: Path) -> None:
@@ -130,7 +137,7 @@ def write_difference(path: Path, out: Path, *, on_progress: Progress = _silent) 
 
 
 def pack(
-    source: Source,
+    source: "Differences | TrainedWeights",
     manifest: AnchorManifest,
     out: Path,
     settings: CodecSettings,
@@ -155,7 +162,9 @@ def pack(
     Raises:
         CodecError, StorageError: as `codec.encode` does.
     """
-    specs, anchor = update_specs(manifest), manifest.digest
+    if source.rank is not None:
+        require_lowrank_method(settings.method)
+    specs, anchor = update_specs(manifest, source.rank), manifest.digest
     written = encode(out, source, specs, settings, anchor=anchor, factor=scale_factor, on_progress=on_progress)
     if not settings.surveyed:
         return None
@@ -164,6 +173,9 @@ def pack(
 
 class _TensorFile:
     """A safetensors file with exactly the tensors that an anchor wants. A context manager, for several threads."""
+
+    rank: int | None = None
+    """Of the low-rank expert whose factors it holds; None for a full expert."""
 
     def __init__(self, path: Path, wanted: Sequence[TensorSpec], dtypes: Sequence[str], hint: str) -> None:
         self._reader = TensorReader(path)
@@ -185,7 +197,7 @@ class _TensorFile:
 
 
 class Differences(_TensorFile):
-    """A codec source: differences under the names of `update_specs`, BF16 or F32, which is rounded to it.
+    """A codec source: differences, or factors, under the names of `update_specs`, BF16 or F32, which is rounded to it.
 
     Raises:
         ExpertError: the file lacks a tensor, has another one, or one of another dtype or shape.
@@ -194,7 +206,9 @@ class Differences(_TensorFile):
 
     def __init__(self, path: Path, manifest: AnchorManifest) -> None:
         hint = "pack differences as `motet unpack` writes them, or give --weights for the trained weights themselves"
-        super().__init__(path, update_specs(manifest), ("F32",), hint)
+        with TensorReader(path) as reader:
+            self.rank = rank_of(reader.specs)
+        super().__init__(path, update_specs(manifest, self.rank), ("F32",), hint)
 
     def read(self, spec: TensorSpec, start: int, count: int) -> NDArray[Any]:
         """See `motet.protocols.codec.Source`."""

@@ -82,7 +82,12 @@ class Family:
     stock: Stock
 
     def require(self, anchor: PreTrainedConfig) -> None:
-        """Raises AnchorError unless composites of an anchor of this configuration can be exported."""
+        """Raises AnchorError unless composites of an anchor of this configuration can be made and exported."""
+        if getattr(anchor, "quantization_config", None):
+            raise AnchorError(
+                f"{self.model_type} anchor: saw quantization_config, wanted plain weights, since experts are "
+                "differences to them; take the model as it was before it was quantised, or save it dequantised"
+            )
         if problem := self.stock.problem(anchor):
             raise AnchorError(
                 f"{self.model_type} anchor: {problem} (its composites are exported as {self.stock.architecture}); "

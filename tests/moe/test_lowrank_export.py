@@ -1,0 +1,115 @@
+"""The stock export of composites with low-rank experts: dense, and nothing else than the composite computes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from motet.moe import MotetForCausalLM, RoutingRows, compose
+from motet.moe.expanded_tensors import with_expansions
+from motet.moe.export import export_stock
+from motet.protocols.errors import ExportError
+from motet.protocols.tensor_files import TensorReader
+
+from .conftest import tiny_anchor
+from .mixed_kinds import MIXED, expert_of, ffn_of, mixed
+
+PRE_NORM = ["llama", "mistral", "qwen3"]
+
+
+def logits(model: torch.nn.Module, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, **kwargs).logits
+
+
+def exported(model: MotetForCausalLM, folder: Path, **how: Any) -> PreTrainedModel:
+    model.save_pretrained(folder / "native", **how)
+    export_stock(folder / "native", folder / "stock")
+    stock, report = AutoModelForCausalLM.from_pretrained(
+        folder / "stock", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return stock
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_computes_what_the_composite_computes(prompts, tmp_path: Path, dtype: torch.dtype, top_k) -> None:
+    model = mixed(dtype=dtype, top_k=top_k)
+    stock = exported(model, tmp_path)
+    native = MotetForCausalLM.from_pretrained(tmp_path / "native", dtype=torch.float32)
+    assert (logits(stock, prompts) - logits(native, prompts)).abs().max() < 1e-4
+    assert (logits(stock, prompts) - logits(native, prompts, expert_sets=["anchor"])).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("model_type", PRE_NORM)
+def test_so_do_the_exports_of_other_families(prompts, tmp_path: Path, model_type: str) -> None:
+    anchor = tiny_anchor(model_type)
+    experts = [
+        replace(each, rows=RoutingRows(weight=each.rows.weight, bias=torch.zeros_like(each.rows.bias)))
+        for each in (expert_of(anchor, name) for name in ("art", "law", "math"))
+    ]
+    model = compose(anchor, experts)
+    stock = exported(model, tmp_path)
+    assert (logits(stock, prompts) - logits(model, prompts)).abs().max() < 1e-4
+    with torch.no_grad():
+        wanted = model.generate(prompts, max_new_tokens=5, do_sample=False)
+        assert torch.equal(stock.generate(prompts, max_new_tokens=5, do_sample=False), wanted)
+
+
+def test_factors_in_other_files_than_their_matrix_give_the_same_bytes(prompts, tmp_path: Path) -> None:
+    model = mixed(("art", "law"))
+    exported(model, tmp_path / "one")
+    exported(model, tmp_path / "many", max_shard_size="6KB")
+    assert len(list((tmp_path / "many" / "native").glob("*.safetensors"))) > 5
+    one, many = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder / "stock").iterdir()} for folder in ("one", "many")
+    )
+    assert one == many
+
+
+def test_the_tensors_are_the_sums_whatever_pieces_are_asked_for(tmp_path: Path) -> None:
+    model = mixed(("art",), torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    name = "model.layers.1.mlp.experts.1.down_proj.weight"
+    stored = load_file(tmp_path / "model.safetensors")
+    a, b = (stored[name.replace(".weight", f".lora_{each}.weight")].double() for each in "AB")
+    wanted = (stored[name.replace("experts.1", "experts.0")].double() + b @ a).float()
+    with TensorReader(tmp_path / "model.safetensors") as reader:
+        sources = with_expansions(dict.fromkeys(reader.header, reader), model.config)
+        assert not any("lora" in each for each in sources)
+        tensors = sources[name]
+        assert (tensors.header[name].spec.dtype, tensors.header[name].spec.shape) == ("F32", (32, 48))
+        assert torch.equal(tensors.tensor(name), wanted)
+        whole = wanted.numpy().tobytes()
+        assert b"".join(tensors.chunks(name, 37)) == b"".join(tensors.chunks(name)) == whole
+        assert tensors.slice(name, 190, 200) == whole[190:390]
+        assert tensors.slice(name, len(whole) - 3, 3) == whole[-3:]
+
+
+def test_a_composite_without_its_factors_is_refused(tmp_path: Path) -> None:
+    model = mixed(("art",))
+    model.save_pretrained(tmp_path / "native")
+    config = (tmp_path / "native" / "config.json").read_text()
+    (tmp_path / "native" / "config.json").write_text(config.replace("    3\n", "    4\n"))
+    assert config != (tmp_path / "native" / "config.json").read_text()
+    with pytest.raises(ExportError, match=r"lora_A.weight: saw F32 \(3, 48\), wanted \(4, 48\)"):
+        export_stock(tmp_path / "native", tmp_path / "stock")
+    assert not (tmp_path / "stock").exists()
+
+
+def test_full_experts_are_exported_as_they_are(tmp_path: Path) -> None:
+    anchor = tiny_anchor().to(torch.bfloat16)
+    model = compose(anchor, [expert_of(anchor, name) for name in MIXED])
+    exported(model, tmp_path)
+    name = "model.layers.0.mlp.experts.{}.up_proj.weight"
+    law = load_file(tmp_path / "stock" / "expert-00002.safetensors")[name.format(2)]
+    assert law.dtype == torch.bfloat16
+    art = load_file(tmp_path / "stock" / "expert-00001.safetensors")[name.format(1)]
+    own = ffn_of(anchor)["model.layers.0.mlp.up_proj.weight"]
+    assert art.dtype == torch.float32
+    assert not torch.equal(art[:, :32], own.float())

@@ -1,0 +1,95 @@
+"""What documents say of low-rank experts, and that what says nothing of them keeps the bytes it was signed with."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from motet.protocols.charter import Addresses, AnchorPin, Charter, ExpertRules
+from motet.protocols.codec import METHODS
+from motet.protocols.composite_manifest import CompositeManifest, CompositeMember, RoutingPolicy
+from motet.protocols.contribution import (
+    LOWRANK_METHODS,
+    CodecRecord,
+    Contribution,
+    Terms,
+    TrainingRecord,
+    require_lowrank_method,
+)
+from motet.protocols.errors import CodecError
+
+ZEROS = "sha256:" + "0" * 64
+OWNER = "ed25519:" + "0" * 64
+
+
+def charter(**rules: object) -> Charter:
+    return Charter(
+        name="a",
+        anchor=AnchorPin(digest=ZEROS, statistics=ZEROS, public_text=ZEROS, bundle=ZEROS),
+        experts=ExpertRules(**rules),
+        addresses=Addresses(data_plane="localhost:1", flower="localhost:2"),
+        coordinator=OWNER,
+        certificate_authority="-----BEGIN CERTIFICATE-----",
+    )
+
+
+def contribution(**changes: object) -> Contribution:
+    training = TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0)
+    fixed = {"charter": ZEROS, "anchor": ZEROS, "name": "a", "owner": OWNER, "update": ZEROS, "update_bytes": 1}
+    parts = {"terms": Terms(licence="CC0-1.0"), "training": training, "codec": CodecRecord(method="int8")}
+    return Contribution(**fixed, **parts, bits_per_byte={}, **changes)
+
+
+def test_charters_that_were_signed_before_keep_their_digests() -> None:
+    told = charter(kinds=("full",)).as_json()
+    assert told["experts"].keys() == {"kinds", "max_update_bytes", "inline_bytes", "licences"}
+    assert Charter.parse(json.dumps(told).encode()).digest == charter(kinds=("full",)).digest
+    assert charter().as_json()["experts"]["max_rank"] == 64
+    assert charter().experts.kinds == ("full", "lowrank")
+    limited = charter(kinds=("full",), max_rank=8)
+    assert Charter.parse(limited.canonical()) == limited
+
+
+def test_contributions_say_their_rank_only_when_they_have_one() -> None:
+    assert "rank" not in contribution().as_json()
+    signed = contribution(kind="lowrank", rank=16)
+    assert (signed.as_json()["kind"], signed.as_json()["rank"]) == ("lowrank", 16)
+    assert Contribution.parse(signed.canonical()) == signed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "lowrank"}, "saw kind 'lowrank' with rank None"),
+        ({"rank": 4}, "saw kind 'full' with rank 4"),
+        ({"kind": "lowrank", "rank": 0}, "rank"),
+        ({"kind": "lowrank", "rank": 1 << 15}, "rank"),
+        ({"kind": "lowrank", "rank": 4, "base": ZEROS}, "saw a low-rank expert with base"),
+        ({"kind": "dora", "rank": 4}, "kind"),
+    ],
+)
+def test_kind_rank_and_base_belong_together(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        contribution(**changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_leave_values_out_are_no_low_rank_experts(method: str) -> None:
+    if method in LOWRANK_METHODS:
+        require_lowrank_method(method)
+    else:
+        with pytest.raises(CodecError, match=f"saw the method {method} for a low-rank expert"):
+            require_lowrank_method(method)
+
+
+def test_a_composite_says_ranks_only_of_low_rank_members() -> None:
+    ones = "sha256:" + "1" * 64
+    members = (
+        CompositeMember(name="a", contribution=ZEROS, expert=ZEROS),
+        CompositeMember(name="b", contribution=ones, expert=ZEROS, rank=4),
+    )
+    manifest = CompositeManifest(anchor=ZEROS, members=members, routing=RoutingPolicy(), files=())
+    told = manifest.as_json()["members"]
+    assert told[0].keys() == {"name", "contribution", "expert"}
+    assert told[1]["rank"] == 4
+    assert CompositeManifest.parse(manifest.canonical()) == manifest
