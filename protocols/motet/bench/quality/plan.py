@@ -152,8 +152,8 @@ class Seed:
             "learning_rate": self._pooled_rate(),
             "routing": "token",
         }
-        # Of the experts it takes the rows alone, which a filter's experts have as those of kind token do.
-        kind: Kind = "filter" if "filter" in self.config.routing.kinds else "token"
+        kind = stock_kind(self.config)
+        # Of the experts it takes the rows alone, and begins with them: rows over hidden states, whatever `token` has.
         inputs = self._all_texts() | {f"expert:{name}": self.expert(kind, name, "logistic") for name in self.owners}
         return self._stage("joint", spec, inputs, f"joint by {budget}", self.effort.joint(budget))
 
