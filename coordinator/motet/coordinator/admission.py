@@ -93,7 +93,12 @@ def examine_manifest(
 
 
 def examine_update(
-    contribution: Contribution, findings: Findings, wanted: Sequence[TensorSpec], charter: Charter
+    contribution: Contribution,
+    findings: Findings,
+    wanted: Sequence[TensorSpec],
+    charter: Charter,
+    *,
+    intercepts: bool = True,
 ) -> None:
     """What can be judged once the update is there.
 
@@ -102,11 +107,12 @@ def examine_update(
         findings: what its file holds.
         wanted: what an update of this kind and rank for this anchor holds (`protocols.expert_files.update_specs`).
         charter: says which methods are admitted, and whether owners count evidence by token.
+        intercepts: whether rows may have any; not where the anchor's MLPs read normalised states.
 
     Raises:
         AdmissionRefused: with the reason "wrong-size", "wrong-digest", "malformed", "wrong-anchor", "wrong-base",
             "wrong-kind", "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite",
-            "out-of-range" or "wrong-evidence".
+            "out-of-range", "biased-rows" or "wrong-evidence".
     """
     _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
     _same("wrong-digest", "digest", findings.digest, contribution.update, "it was changed on the way: send it again")
@@ -124,6 +130,8 @@ def examine_update(
         raise _unreadable(findings)
     for tensor in findings.tensors:
         _check_range(tensor)
+    if not intercepts:
+        _check_intercepts(findings.tensors)
     if ROUTER_TOKENS in expected:
         _check_evidence(findings, found[ROUTER_TOKENS], charter)
 
@@ -249,6 +257,17 @@ def _check_evidence(findings: Findings, table: FoundTensor, charter: Charter) ->
     largest, counted = table.largest or 0.0, charter.routing.counted
     if problem := evidence_problem(findings.evidence, largest=largest, counted=counted):
         raise _refusal("wrong-evidence", f"{problem}; make the rows again with motet, against the whole public text")
+
+
+def _check_intercepts(found: Iterable[FoundTensor]) -> None:
+    """One owner's intercept would cost everybody the exact export."""
+    for tensor in found:
+        if tensor.name.endswith(".router.bias") and tensor.largest:
+            raise _refusal(
+                "biased-rows",
+                f"{tensor.name}: saw {tensor.largest:g}, wanted 0: no export of this anchor's composites has a "
+                "place for it; make the rows again with motet",
+            )
 
 
 def _check_range(found: FoundTensor) -> None:

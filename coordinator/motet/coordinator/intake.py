@@ -165,7 +165,9 @@ class Intake:
         rank = contribution.rank
         wanted = update_specs(self._home.anchor_manifest, rank)
         with self._places, self._store.admitting():
-            examine_update(contribution, inspect(update, self._home, rank=rank), wanted, self._home.charter)
+            findings = inspect(update, self._home, rank=rank)
+            intercepts = not self._home.anchor_manifest.normalises_mlp_input
+            examine_update(contribution, findings, wanted, self._home.charter, intercepts=intercepts)
             self._store.materialise(contribution, update, self._home)
             entry = self._home.ledger.append(
                 lambda standing: self._admission(signed, contribution, standing, received_bytes)
