@@ -49,7 +49,7 @@ class ToldEvidence:
 
 
 def told_evidence(packed: Packed, home: OwnerHome) -> ToldEvidence | None:
-    """What the table in the update tells; None if it is all zeros, as charters that route by no filter want it.
+    """What the table in the update tells; None if it is all zeros, as charters that count no evidence want it.
 
     Raises TransferError when the update is not the one that was signed: what is shown is what leaves.
     """
