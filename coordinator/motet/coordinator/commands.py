@@ -48,7 +48,7 @@ def init(
     flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
     host: Annotated[list[str] | None, typer.Option(help="A further name for the TLS certificate.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; all of them if not given.")] = None,
-    routing: Annotated[Routing, typer.Option(help="Follow the domain over all tokens, or only as stock checkpoints can.")] = Routing.FILTER,
+    routing: Annotated[Routing, typer.Option(help="Route natively, or as stock checkpoints can.")] = Routing.FILTER,
     proxies: Annotated[int, typer.Option(min=0, help="Public documents each owner may name for router tuning.")] = 0,
     as_json: Json = False,
 ) -> None:
