@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from motet.cli import run
 from motet.client.adapter_sources import lowrank_in
 from motet.client.adapters import write_adapter
 from motet.client.adoption import adopt
@@ -154,3 +155,20 @@ def test_a_full_expert_and_a_missing_name_are_refused(make_home, tmp_path: Path)
         lowrank_in(tmp_path / "composite", expert="medicine")
     with pytest.raises(ExpertSetError, match="'law', wanted one of anchor, medicine"):
         lowrank_in(tmp_path / "composite", expert="law")
+
+
+def test_the_commands_take_an_adapter_and_write_one(
+    make_home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = make_home(codec={"method": "int8"})
+    adapter = str(trained_with_peft(home, tmp_path / "adapter"))
+    assert run(["contribute", "--dir", str(home.path), "--adapter", adapter, "--dry-run", "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    assert (manifest["kind"], manifest["rank"]) == ("lowrank", 4)
+    assert run(["export-adapter", str(home.path), str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rank"] == 4
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    (Path(adapter) / "adapter_model.bin").write_bytes(b"")
+    assert run(["contribute", "--dir", str(home.path), "--adapter", adapter]) == ExpertError.exit_code
+    assert "pickled files" in capsys.readouterr().err
+    assert run(["contribute", manifest["update"], "--dir", str(home.path), "--adapter", adapter]) == 2

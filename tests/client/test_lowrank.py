@@ -1,17 +1,24 @@
 """Low-rank experts at their owner's: how they begin, what is trained, and that they resume and pack like full ones."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from motet.client.contribute import rides_flower
+from motet.client.desk import Desk
 from motet.client.lowrank import Expansion, factors_of, initial_factors, parameters_of
 from motet.client.owner import OwnerHome, TrainingConfig
 from motet.client.preparation import prepare
+from motet.client.spool import Spool
 from motet.client.training import Progress, TrainedExpert, expert_model, fingerprint, starting_factors, train
+from motet.client.worker import run_worker
 from motet.moe.lowrank import read_lowrank_update
+from motet.moe.routing import RoutingRows
+from motet.protocols.charter import RoutingRules
+from motet.protocols.control import TrainRequest
 from motet.protocols.errors import ConfigurationError
 from tests.client.conftest import packed_of
 
@@ -165,3 +172,26 @@ def test_tensors_become_factors_by_their_names(make_home) -> None:
     again = factors_of(parameters_of(named), manifest, scale=0.5)
     assert {each.scale for each in again.values()} == {0.5}
     assert all(torch.equal(again[name].a, named[name].a) for name in named)
+
+
+def test_a_worker_offers_a_low_rank_expert_in_flowers_reply(make_home) -> None:
+    home = make_home(training=LOWRANK, codec={"method": None})
+    request = TrainRequest(charter=home.charter.digest)
+    Spool(home.path).submit("train", request)
+    run_worker(home.path, once=True)
+    (job,) = Desk.open(home.path, home.key.public).submit(request).jobs
+    assert (job.state, job.result["transport"]) == ("done", "flower")
+
+
+def test_rows_from_embeddings_learn_beside_factors(make_home, tmp_path: Path) -> None:
+    home = make_home(training=LOWRANK)
+    material = prepare(home)
+    rows = RoutingRows(weight=torch.ones(2, 32) / 32, bias=torch.zeros(2))
+    made = train(
+        replace(material, rows=rows, routing=RoutingRules(kind="embedding", embedder=material.digest)),
+        home.config.training,
+        tmp_path / "run",
+    )
+    assert made is not None
+    assert set(made.factors) == set(material.anchor.ffn())
+    assert (made.rows.weight - rows.weight).abs().max() > 1e-3

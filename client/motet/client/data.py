@@ -96,6 +96,8 @@ def load_corpus(config: DataConfig, home: Path) -> Corpus:
             anchor has no chat template; or too little text is left to train on and to hold out.
     """
     chat = Chat.load(home / "anchor") if config.format == "messages" else None
+    if chat is not None:
+        _log.info("answers are %s", "marked by the chat template" if chat.marked else "what they add to the prompt")
     files = matching_files(config.files, home)
     documents = list(_unique(document for path in files for document in _documents(path, config, chat)))
     sample = _sample(documents, config)
