@@ -41,9 +41,20 @@ def test_takes_its_policy_from_the_charter():
 
     wanted = {"kind": "filter", "top_k": 2, "normalise_top_k": False, "log_prior_anchor": 1.5}
     assert RoutingPolicy.of(rules) == RoutingPolicy(**wanted)
-    assert RoutingPolicy.of(rules).evidence == {"stay": rules.stay, "temperature": rules.temperature}
-    by_token = RoutingPolicy.of(RoutingRules(kind="token", stay=0.5))
-    assert (by_token.kind, by_token.evidence) == ("token", None)
+    by_token = RoutingPolicy.of(RoutingRules(kind="token", stay=0.5, gain=4.0))
+    assert (by_token.kind, by_token.gain, by_token.counted) == ("token", None, False)
+    average = RoutingPolicy.of(RoutingRules(kind="token", rows="average", gain=4.0))
+    assert (average.kind, average.gain, average.counted) == ("token", 4.0, True)
+
+
+def test_without_an_average_it_is_the_bytes_of_earlier_releases():
+    assert RoutingPolicy.of(RoutingRules()).counted
+    assert manifest(routing={"kind": "filter"}).as_json()["routing"].keys() == {
+        *("kind", "stay", "temperature", "top_k", "normalise_top_k", "log_prior_anchor", "log_prior_expert")
+    }
+    average = manifest(routing={"gain": 4.0})
+    assert average.as_json()["routing"]["gain"] == 4.0
+    assert CompositeManifest.parse(average.canonical()) == average
 
 
 @pytest.mark.parametrize(

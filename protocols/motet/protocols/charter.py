@@ -42,6 +42,8 @@ class ExpertRules(Strict):
     """Up to this size an update may ride in the Flower reply instead of the data plane; 0 forbids it."""
     licences: tuple[str, ...] = ()
     """SPDX identifiers accepted in an expert's terms; empty accepts any."""
+    try_before_joining: bool = False
+    """Whether whoever has this charter may fetch what is published, to measure it before joining (`motet try`)."""
 
 
 class RoutingRules(Strict):
@@ -144,11 +146,15 @@ class Charter(TomlFile, Document):
     """PEM of the private CA that both addresses' TLS certificates chain to."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; one for full experts alone is, byte for byte, what earlier releases signed."""
+        """The document as a JSON object; what earlier releases signed is the same bytes: neither rank nor gain."""
         whole = super().as_json()
+        if self.routing.rows != "average" and self.routing.gain == RoutingRules.model_fields["gain"].default:
+            del whole["routing"]["gain"]
         experts = self.experts
         if experts.kinds == ("full",) and experts.max_rank == ExpertRules.model_fields["max_rank"].default:
             del whole["experts"]["max_rank"]
+        if not experts.try_before_joining:
+            del whole["experts"]["try_before_joining"]
         return whole
 
     @field_validator("certificate_authority")
