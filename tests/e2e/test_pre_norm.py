@@ -78,7 +78,7 @@ def test_a_filter_is_given_up_only_on_demand_and_the_cost_is_told(llama: Path, t
     assert "MixtralForCausalLM have no place for a filter" in capsys.readouterr().out
     stage = Stage(root=stage.root, data_plane=stage.data_plane, capture=capsys)
     refused = stage.here("assemble", "--dir", stage.coordinator, code=13)
-    assert "saw a filter in a llama composite" in refused.message
+    assert "saw evidence over the prefix in a llama composite" in refused.message
     assert "--drop-bias" in refused.message
     told = stage.here("assemble", "--dir", stage.coordinator, "--drop-bias").out
     assert "no filter" in told
