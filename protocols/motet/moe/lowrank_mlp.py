@@ -15,8 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from motet.moe.in_pieces import in_pieces
+
 AT_A_TIME = 128
 """Tokens whose activations, of a few thousand values each, a processor's cache holds several of."""
+
+LEARNT_AT_A_TIME = 128
+"""The same with gradients, where every piece costs the way through autograd as well."""
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -77,8 +82,8 @@ def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Te
     """What the anchor and its low-rank experts put out, weighed and summed: (tokens, hidden), dtype of `weights`.
 
     An expert is executed for the tokens that give it a weight, and what a token is given does not depend on experts
-    whose weight is zero. Without gradients a processor is given a few tokens at a time: their activations stay in its
-    cache, where most of the work on them is.
+    whose weight is zero. A processor is given a few tokens at a time: their activations stay in its cache, where most
+    of the work on them is.
 
     Args:
         anchor: the anchor's MLP.
@@ -86,14 +91,47 @@ def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Te
         tokens: (tokens, hidden).
         weights: (tokens, experts), of all experts of the layer.
     """
-    if tokens.device.type != "cpu" or torch.is_grad_enabled() or len(tokens) <= AT_A_TIME:
+    learning = torch.is_grad_enabled()
+    if tokens.device.type != "cpu" or len(tokens) <= (LEARNT_AT_A_TIME if learning else AT_A_TIME):
         return _mix(anchor, experts, tokens, weights)
+    if learning:
+        return _mix_learning(anchor, experts, tokens, weights)
     parts = zip(torch.split(tokens, AT_A_TIME), torch.split(weights, AT_A_TIME), strict=True)
     return torch.cat([_mix(anchor, experts, *part) for part in parts])
 
 
 def _mix(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
     gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)  # (tokens, intermediate)
+    inner, outer = _activated(anchor.act_fn, experts, tokens, gate, up, weights)
+    return anchor.down_proj(inner.to(gate.dtype)) + outer
+
+
+def _mix_learning(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
+    """The same with gradients: the anchor's products are made at once, and only what lies between them in pieces."""
+    gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)
+    parameters = [each for expert in experts.values() for each in expert.parameters()]
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def activated(*rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", enabled=autocast[0], dtype=autocast[1], cache_enabled=False):
+            return _activated(anchor.act_fn, experts, *rows)
+
+    inner, outer = in_pieces(activated, (tokens, gate, up, weights), parameters, size=LEARNT_AT_A_TIME)
+    return anchor.down_proj(inner.to(gate.dtype)) + outer
+
+
+def _activated(
+    activation: Activation,
+    experts: Mapping[int, LowRankMLP],
+    tokens: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The weighed sum of all activations (tokens, intermediate), and that of the experts' own changes (tokens, hidden).
+
+    Both are in the dtype of `weights`.
+    """
     inner, outer = gate.new_zeros(gate.shape, dtype=weights.dtype), tokens.new_zeros(tokens.shape, dtype=weights.dtype)
     counts = (weights != 0).sum(dim=0).tolist()
     for number in (0, *experts):
@@ -101,11 +139,11 @@ def _mix(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, w
             continue
         rows = None if counts[number] == len(tokens) else weights[:, number].nonzero().squeeze(-1)
         seen, gated, raised, weight = _at(rows, tokens, gate, up, weights[:, number : number + 1])
-        active = experts[number](seen, gated, raised, anchor.act_fn) if number else anchor.act_fn(gated) * raised
+        active = experts[number](seen, gated, raised, activation) if number else activation(gated) * raised
         inner = _added(inner, weight * active, rows)
         if number:
             outer = _added(outer, weight * experts[number].down_proj(active), rows)
-    return anchor.down_proj(inner.to(gate.dtype)) + outer
+    return inner, outer
 
 
 def _at(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:

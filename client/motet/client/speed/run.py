@@ -103,7 +103,10 @@ def run_train(
         found: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds + 1):
             tell("warming up" if number == 0 else f"round {number} of {rounds}")
-            for name, contender in contenders.items():
+            order = list(contenders.items())
+            for name, contender in (
+                order if number % 2 else reversed(order)
+            ):  # a machine that slows down is no one's gain
                 seconds = contender(steps) / steps
                 if number:
                     found[name].append(batch_size * shape.sequence / seconds)
