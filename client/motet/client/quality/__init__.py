@@ -10,7 +10,9 @@ Stages (`motet.bench.quality.stages`), their inputs, what their spec holds, and 
 
     expert      anchor, public, domain, specialist (whose learning rate is taken)
                 kind, rows, stay and temperature (filter), steps, batch_size, sequence_length, public_share, seed
+                rank, learning_rates (low-rank: a grid of its own, without the input specialist)
                                                             -> expert.safetensors, record.json
+    squeeze     anchor, expert; rank                        -> expert.safetensors (low-rank), record.json
     joint       anchor, public, domain:NAME and expert:NAME of every owner
                 budget, learning_rate, routing, stay and temperature (filter), steps, ... as expert
                                                             -> model.safetensors, config.json, record.json

@@ -55,6 +55,23 @@ def composites(bench: Bench, *, kind: str, grid: Mapping[str, Sequence[float]], 
         yield _stock(bench, alike)
 
 
+def low_rank(bench: Bench, *, name: str, kind: str, grid: Mapping[str, Sequence[float]]) -> System:
+    """A composite of low-rank experts at the settings that validation documents choose, and what they are made of.
+
+    Its settings tell the `parameters` of one expert, and their `share` of a full one's.
+    """
+    anchor_model, experts = bench.material.dense(), bench.material.experts()
+
+    def at(settings: Mapping[str, float]) -> MotetForCausalLM:
+        return compose(anchor_model, experts, log_priors={ANCHOR: settings[PRIOR]}, evidence=_evidence(settings))
+
+    chosen = _chosen(bench, at, grid, kind)
+    model = at(chosen.settings)
+    full, *sizes = (expert.parameters for expert in model.experts)
+    told = {"parameters": max(sizes), "share": max(sizes) / full}
+    return System(name=name, nats=bench.measure(model), settings=_told(chosen) | told)
+
+
 def _chosen(
     bench: Bench, at: Callable[[Mapping[str, float]], MotetForCausalLM], grid: Mapping[str, Sequence[float]], kind: str
 ) -> Trial:

@@ -8,7 +8,7 @@ read_ffn(folder)                                # feed-forward tensors under the
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from motet.bench.quality.corpora import Split, read_split
 from motet.moe.anchor import Anchor
-from motet.moe.experts import Expert, read_expert
+from motet.moe.experts import Expert
+from motet.moe.lowrank import AnyExpert, read_stored
 from motet.moe.scoring import Windows, windows_of
 from motet.protocols.canonical import canonical_json, file_digest, write_atomically
 from motet.protocols.evaluation.losses import PUBLIC
@@ -79,14 +80,15 @@ class Material:
             left = None if left is None else left - len(text.encode())
         return found
 
-    def experts(self) -> list[Expert]:
-        """The experts in float32, to run beside `dense`; a contribution is named by its file's digest."""
-        found = []
+    def experts(self) -> list[AnyExpert]:
+        """The experts to run beside `dense`, full ones in float32; a contribution is named by its file's digest."""
+        found: list[AnyExpert] = []
         for name, folder in self.each("expert:").items():
             path = folder / EXPERT_FILE
-            stored = read_expert(path, self.anchor, name=name, contribution=file_digest(path))
-            ffn = {key: tensor.float() for key, tensor in stored.ffn.items()}
-            found.append(Expert(name=name, contribution=stored.contribution, ffn=ffn, rows=stored.rows))
+            stored = read_stored(path, self.anchor, name=name, contribution=file_digest(path))
+            if isinstance(stored, Expert):
+                stored = replace(stored, ffn={key: tensor.float() for key, tensor in stored.ffn.items()})
+            found.append(stored)
         return found
 
 

@@ -19,7 +19,7 @@ from motet.coordinator.quality.choosing import Trial
 from motet.coordinator.quality.gates import Probe, probed, table_of
 from motet.coordinator.quality.measuring import Bench, System
 from motet.moe.composite import MotetForCausalLM, compose, token_router_tensor
-from motet.moe.experts import Expert
+from motet.moe.lowrank import AnyExpert
 from motet.moe.routing import lda_rows
 from motet.moe.scoring import document_nats
 from motet.moe.statistics import measure
@@ -52,7 +52,7 @@ class _Laboratory:
         self._bench = bench
         self._experts = bench.material.experts()
         self._models: dict[tuple[bool, tuple[str, ...]], MotetForCausalLM] = {}
-        self._lda: list[Expert] = []
+        self._lda: list[AnyExpert] = []
 
     def system(self, cell: Cell) -> System:
         """One cell at the best of its choices."""
@@ -84,12 +84,12 @@ class _Laboratory:
             self._models[key] = compose(self._bench.material.dense(), self._of(members, lda=lda))
         return self._models[key]
 
-    def _of(self, members: tuple[str, ...], *, lda: bool) -> list[Expert]:
+    def _of(self, members: tuple[str, ...], *, lda: bool) -> list[AnyExpert]:
         if lda and not self._lda:
             self._lda = [self._in_closed_form(expert) for expert in self._experts]
         return [expert for expert in (self._lda if lda else self._experts) if expert.name in members]
 
-    def _in_closed_form(self, expert: Expert) -> Expert:
+    def _in_closed_form(self, expert: AnyExpert) -> AnyExpert:
         material = self._bench.material
         texts = read_split(material.each("domain:")[expert.name], "train")
         own = measure(material.anchor, texts, max_tokens=LDA_TOKENS)
@@ -97,6 +97,6 @@ class _Laboratory:
         return replace(expert, rows=replace(rows, tokens=expert.rows.tokens))
 
 
-def _sorted(experts: Sequence[Expert]) -> list[Expert]:
+def _sorted(experts: Sequence[AnyExpert]) -> list[AnyExpert]:
     """In the order of ids that `compose` gives them."""
     return sorted(experts, key=lambda expert: expert.contribution)

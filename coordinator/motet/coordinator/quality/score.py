@@ -6,15 +6,15 @@ documents, each window opening anew.
     score_stage({"part": "networks", "split": "test", "systems": ["specialist"], ...}, inputs, out, tell)
     out / "scores.json"                                  # as motet.bench.quality.results reads it
 
-Parts: `networks` (anchor, specialists, merged networks), `composite`, `ensembles`, `phatgoose`, `joint`, and `probe`
-(gates for experiments).
+Parts: `networks` (anchor, specialists, merged networks), `composite`, `low-rank` (a composite of low-rank experts),
+`ensembles`, `phatgoose`, `joint`, and `probe` (gates for experiments).
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from motet.coordinator.quality.composites import composites
+from motet.coordinator.quality.composites import composites, low_rank
 from motet.coordinator.quality.ensembles import ensembles
 from motet.coordinator.quality.material import Material
 from motet.coordinator.quality.measuring import Bench, System
@@ -42,6 +42,8 @@ def systems_of(bench: Bench, spec: Mapping[str, Any]) -> Iterator[System]:
             yield from networks(bench, wanted=spec["systems"])
         case "composite":
             yield from composites(bench, kind=spec["kind"], grid=spec["grid"], stock=spec["stock"])
+        case "low-rank":
+            yield low_rank(bench, name=spec["systems"][0], kind=spec["kind"], grid=spec["grid"])
         case "ensembles":
             yield from ensembles(bench, wanted=spec["systems"])
         case "phatgoose":

@@ -70,6 +70,11 @@ class ExpertsConfig(Strict):
     """Tried for specialists and for experts alike; validation documents choose."""
     public_share: float = Field(0.25, ge=0, lt=1)
     """The share of public text in an expert's batches."""
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Ranks of low-rank experts to measure under `filter`, trained (`lowrank:R`) and squeezed out of full ones
+    (`squeezed:R`)."""
+    lowrank_learning_rates: Rates = (8e-3, 1.6e-2, 3.2e-2)
+    """Tried for every low-rank expert that is trained; its owner's validation documents choose."""
 
 
 class RoutingConfig(Strict):
@@ -153,9 +158,22 @@ class QualityConfig(TomlFile):
             )
         if "filter" in self.routing.kinds and not self.routing.stay:
             raise ValueError("saw filter in routing.kinds and nothing in routing.stay; wanted probabilities there")
+        self._require_ranks()
         if "oracle" in self.baselines and "specialist" not in self.baselines:
             raise ValueError("saw oracle in baselines without specialist in baselines, which it is made of; add it")
         return self
+
+    def _require_ranks(self) -> None:
+        ranks, hidden, intermediate = self.experts.ranks, self.anchor.hidden_size, self.anchor.intermediate_size
+        if ranks and "filter" not in self.routing.kinds:
+            raise ValueError("saw experts.ranks without filter in routing.kinds, under which they are measured; add it")
+        if len(set(ranks)) != len(ranks):
+            raise ValueError("saw a rank twice in experts.ranks, wanted each once")
+        if large := [rank for rank in ranks if rank * (hidden + intermediate) >= hidden * intermediate]:
+            raise ValueError(
+                f"saw {large[0]} in experts.ranks with anchor.hidden_size {hidden} and anchor.intermediate_size "
+                f"{intermediate}; wanted fewer parameters than a full expert's, a smaller rank"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,13 @@ class Effort:
         """Fine-tuning the feed-forward network with an owner's steps, so often."""
         return 5 + runs * self._seconds(3 * self._owner_tokens())
 
-    def mixture(self, experts: int) -> float:
-        """Training a mixture of so many experts, one of them moving, with an owner's steps."""
-        return 10 + self._seconds(3 * self._owner_tokens(), experts)
+    def mixture(self, experts: int, runs: int = 1) -> float:
+        """Training a mixture of so many experts, one of them moving, with an owner's steps, so often."""
+        return 10 + runs * self._seconds(3 * self._owner_tokens(), experts)
+
+    def squeeze(self) -> float:
+        """Decomposing what an expert changes."""
+        return 1.0
 
     def joint(self, budget: str) -> float:
         """Training all experts at once: N times an owner's steps, or the compute of all owners."""

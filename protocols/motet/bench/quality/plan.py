@@ -12,7 +12,7 @@ Names of inputs: `anchor`, `public` (its corpus), `domain` (one owner's corpus) 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from motet.bench.quality.config import MERGING, Files, Kind, QualityConfig
 from motet.bench.quality.effort import Effort
@@ -21,6 +21,8 @@ from motet.bench.quality.stages import File, Plan, Stage
 Inputs = dict[str, Stage | File]
 Rows = Literal["average", "logistic", "lda"]
 Variant = Literal["specialists", "specialists+public", "experts"]
+Way = Literal["lowrank", "squeezed"]
+"""How a low-rank expert is made: trained, or squeezed out of a full one."""
 
 OVER_ALL = ("best-single", "soup", "greedy-soup", "task-arithmetic")
 """Merging methods that are cheap enough to be tried over every variant; the others over that of the best soup."""
@@ -108,6 +110,18 @@ class Seed:
         inputs = self._texts(name) | {"specialist": self.specialist(name)}
         return self._stage("expert", spec, inputs, f"expert:{kind}:{name}", self.effort.mixture(2))
 
+    def low_rank(self, way: Way, name: str, rank: int) -> Stage:
+        """One owner's low-rank expert under `filter`, trained as the full one is, or squeezed out of that."""
+        full = self.expert("filter", name)
+        if way == "squeezed":
+            inputs: Inputs = {"anchor": self.anchor(), "expert": full}
+            return self._stage("squeeze", {"rank": rank}, inputs, f"squeezed:{rank}:{name}", self.effort.squeeze())
+        rates = list(self.config.experts.lowrank_learning_rates)
+        spec = {key: value for key, value in full.spec.items() if key != "seed"}
+        spec |= {"rank": rank, "learning_rates": rates}
+        effort = self.effort.mixture(2, runs=len(rates))
+        return self._stage("expert", spec, self._texts(name), f"lowrank:{rank}:{name}", effort)
+
     def merge(self, method: str, *over: Variant) -> Stage:
         """A merging baseline: over one variant, or over that of several whose soup is judged best."""
         inputs = self._all_texts()
@@ -176,6 +190,9 @@ class Seed:
         yield self._score("networks", self._networks(specialists), named, systems=2 + len(self.merges()))
         for kind in self.config.routing.kinds:
             yield self._composite_score(kind)
+        for rank in self.config.experts.ranks:
+            for way in get_args(Way):
+                yield self._rank_score(way, rank)
         if ensembles := [name for name in ("btm", "logit-average") if name in wanted]:
             size = len(ensembles) * (1 + len(self.owners))
             yield self._score("ensembles", specialists, {"systems": ensembles}, systems=size)
@@ -199,15 +216,24 @@ class Seed:
         return found | ({"fedavg": self.fedavg()} if "fedavg" in wanted else {})
 
     def _composite_score(self, kind: Kind) -> Stage:
+        spec = {"kind": kind, "grid": self._grid(kind), "stock": kind == stock_kind(self.config)}
+        experts: Inputs = {f"expert:{name}": self.expert(kind, name) for name in self.owners}
+        return self._score("composite", experts, spec, systems=3 * (3 + len(self.owners)), label=f"composite:{kind}")
+
+    def _rank_score(self, way: Way, rank: int) -> Stage:
+        spec = {"kind": "filter", "grid": self._grid("filter"), "systems": [f"{way}:{rank}"]}
+        experts: Inputs = {f"expert:{name}": self.low_rank(way, name, rank) for name in self.owners}
+        return self._score("low-rank", experts, spec, systems=3 * 3, label=f"{way}:{rank}")
+
+    def _grid(self, kind: Kind) -> dict[str, Any]:
+        """What validation documents choose among for a composite."""
         routing = self.config.routing
         grid: dict[str, Any] = {"log_prior_anchor": list(routing.log_prior_anchor)}
         if kind == "filter":
             grid |= {"stay": list(routing.stay), "temperature": list(routing.temperature)}
         elif kind == "token" and routing.rows == "average":
             grid |= {"gain": list(routing.gain)}
-        spec = {"kind": kind, "grid": grid, "stock": kind == stock_kind(self.config)}
-        experts: Inputs = {f"expert:{name}": self.expert(kind, name) for name in self.owners}
-        return self._score("composite", experts, spec, systems=3 * (3 + len(self.owners)), label=f"composite:{kind}")
+        return grid
 
     def _score(
         self, part: str, inputs: Inputs, spec: dict[str, Any], *, systems: float, label: str | None = None
