@@ -207,6 +207,16 @@ def test_an_expert_learns_to_answer_and_its_figures_are_of_answers(federation, i
     assert math.isclose(windows.sizes[0], len("As told before: 0.<eos>"))
 
 
+def test_instructions_that_all_share_make_no_repeats(federation, instruct_anchor, tmp_path: Path) -> None:
+    shared = {"role": "system", "content": " ".join(f"rule {number}" for number in range(60))}
+    told = [[shared, *each] for each in conversations(30)]
+    corpus = load_corpus(home_of(tmp_path / "home", federation, instruct_anchor, told).config.data, tmp_path / "home")
+    assert len(corpus.train) + len(corpus.held_out) == 30
+    again = [[shared, *each] for each in conversations(30)] + [[*conversations(1)[0]]]
+    both = home_of(tmp_path / "both", federation, instruct_anchor, again)
+    assert len(corpus.answers) == len(load_corpus(both.config.data, both.path).answers)
+
+
 def test_another_way_to_tell_answers_is_another_text(federation, instruct_anchor, tmp_path: Path) -> None:
     home = home_of(tmp_path / "home", federation, instruct_anchor, conversations())
     corpus = load_corpus(home.config.data, home.path)

@@ -21,6 +21,7 @@ from motet.moe.spans import Spans
 from motet.protocols.errors import DataError
 
 ANSWERER = "assistant"
+INSTRUCTORS = ("system", "developer")
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Message = dict[str, Any]
@@ -32,6 +33,8 @@ class Conversation:
 
     text: str
     answers: Spans
+    told: str
+    """What its speakers say, without the instructions that many conversations share and without the template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +85,14 @@ class Chat:
         answers = tuple(_trimmed(text, spans))
         if not answers:
             raise DataError("the chat template renders its answers nowhere, wanted something to learn")
-        return _opened(text, answers, self.tokenizer.bos_token)
+        opening = self.tokenizer.bos_token
+        cut = len(opening) if opening and text.startswith(opening) else 0  # whoever tokenizes it puts one there
+        said = [message["content"] for message in told if message["role"] not in INSTRUCTORS]
+        return Conversation(
+            text=text[cut:],
+            answers=tuple((start - cut, end - cut) for start, end in answers),
+            told="\n".join(said),
+        )
 
     def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
@@ -146,9 +156,3 @@ def _trimmed(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int
     """Spans without the white space at their ends, which follows the token that ends an answer."""
     trimmed = ((start, start + len(text[start:end].rstrip())) for start, end in spans)
     return [(start, end) for start, end in trimmed if start < end]
-
-
-def _opened(text: str, spans: Spans, opening: str | None) -> Conversation:
-    """Without the token that opens every text: whoever tokenizes it puts one there."""
-    cut = len(opening) if opening and text.startswith(opening) else 0
-    return Conversation(text=text[cut:], answers=tuple((start - cut, end - cut) for start, end in spans))

@@ -77,11 +77,20 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Document:
-    """A document and the text, its whole file or itself, that decides its side; of a conversation, its answers."""
+    """A document, and the text, its whole file or itself, that decides its side.
+
+    Of a conversation also its answers, and without what all conversations share what tells it from others.
+    """
 
     text: str
     family: str
     answers: Spans = ()
+    told: str = ""
+
+    @property
+    def own(self) -> str:
+        """What is compared when repeats are looked for."""
+        return self.told or self.text
 
 
 def load_corpus(config: DataConfig, home: Path) -> Corpus:
@@ -101,7 +110,7 @@ def load_corpus(config: DataConfig, home: Path) -> Corpus:
     files = matching_files(config.files, home)
     documents = list(_unique(document for path in files for document in _documents(path, config, chat)))
     sample = _sample(documents, config)
-    kept = [sample[index] for index in distinct([document.text for document in sample])]
+    kept = [sample[index] for index in distinct([document.own for document in sample])]
     _log.info("read %d documents from %d files, kept %d", len(documents), len(files), len(kept))
     sides = [is_held_out(document.family, config.held_out_share, config.seed) for document in kept]
     corpus = Corpus(
@@ -172,7 +181,7 @@ def _conversations(path: Path, chat: Chat) -> Iterator[_Document]:
             found = chat.conversation(row.get("messages"))
         except DataError as error:
             raise DataError(f"{path}: row {number}: {error}; correct it, or leave it out") from error
-        yield _Document(text=found.text, family=found.text, answers=found.answers)
+        yield _Document(text=found.text, family=found.told, answers=found.answers, told=found.told)
 
 
 def _kind_of(path: Path) -> str:
