@@ -75,6 +75,9 @@ class Coordinator:
     received: list[Contribution] = field(default_factory=list)
     withdrawn: list[Withdrawal] = field(default_factory=list)
     published: dict[str, Path] = field(default_factory=dict)
+    owners: set[str] | None = None
+    guests: bool = False
+    newest: str | None = None
 
     @property
     def audience(self) -> str:
@@ -99,8 +102,11 @@ class Coordinator:
         name = "bundle.json" if digest == self.charter.anchor.bundle else "composite.json"
         return None if folder is None else (folder, name)
 
+    def current(self) -> str | None:
+        return self.newest
+
     def enrolled(self, owner: str) -> bool:
-        return True
+        return self.owners is None or owner in self.owners
 
     def _receipt(self, contribution: str, owner: str, status: str, received_bytes: int) -> Signed:
         refused = status == "refused"

@@ -46,6 +46,10 @@ def test_charters_that_were_signed_before_keep_their_digests() -> None:
     assert Charter.parse(json.dumps(told).encode()).digest == charter(kinds=("full",)).digest
     assert charter().as_json()["experts"]["max_rank"] == 64
     assert charter().experts.kinds == ("full", "lowrank")
+    assert "try_before_joining" not in charter().as_json()["experts"]
+    opened = charter(try_before_joining=True)
+    assert opened.as_json()["experts"]["try_before_joining"] is True
+    assert Charter.parse(opened.canonical()) == opened
     limited = charter(kinds=("full",), max_rank=8)
     assert Charter.parse(limited.canonical()) == limited
 

@@ -50,12 +50,15 @@ def init(
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; all of them if not given.")] = None,
     routing: Annotated[Routing, typer.Option(help="Route natively, or as stock checkpoints can.")] = Routing.FILTER,
     proxies: Annotated[int, typer.Option(min=0, help="Public documents each owner may name for router tuning.")] = 0,
+    try_before_joining: Annotated[
+        bool, typer.Option("--try-before-joining", help="Let whoever has the charter fetch composites to try them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's home: keys, private CA, signed charter, ledger."""
     from motet.coordinator.anchor_rules import export_notes, family_at
     from motet.coordinator.founding import init as make_home
-    from motet.protocols.charter import Addresses, RoutingRules
+    from motet.protocols.charter import Addresses, ExpertRules, RoutingRules
     from motet.protocols.documents import first_problem
     from motet.protocols.errors import ConfigurationError
 
@@ -73,6 +76,7 @@ def init(
         anchor_directory=anchor,
         public_text=public_text,
         addresses=addresses,
+        experts=ExpertRules(try_before_joining=try_before_joining),
         routing=rules,
         hosts=tuple(host or ()),
     )

@@ -56,6 +56,7 @@ class Intake:
         self._places = threading.BoundedSemaphore(MAX_ADMISSIONS)
         self.audience = audience_of(home.charter)
         self.intake_directory = home.intake_directory
+        self.guests = home.charter.experts.try_before_joining
         with self._store.alone() as alone:
             if alone:
                 self._tidy()
@@ -131,6 +132,11 @@ class Intake:
         if self._home.ledger.standing().withdrawn & {member.contribution for member in manifest.members}:
             return None
         return directory, MANIFEST_FILE
+
+    def current(self) -> str | None:
+        """The newest composite on the ledger that stands; None if there is none."""
+        recorded = self._home.ledger.newest_first("composite")
+        return next((entry.subject for entry in recorded if self.publication(entry.subject) is not None), None)
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:

@@ -109,6 +109,20 @@ class LedgerStore:
         )
         return next((_entry(*row) for row in rows), None)
 
+    def newest_first(self, kind: EntryKind) -> Iterator[LedgerEntry]:
+        """The entries of this kind, the latest first, each read when it is asked for."""
+        below: int | None = None
+        while rows := self._rows(
+            "SELECT sequence, digest, entry FROM entries WHERE kind = ? AND (? IS NULL OR sequence < ?) "
+            "ORDER BY sequence DESC LIMIT 1",
+            kind,
+            below,
+            below,
+        ):
+            entry = _entry(*rows[0])
+            yield entry
+            below = entry.sequence
+
     def entries(self, start: int = 0) -> list[LedgerEntry]:
         """The entries from number `start` on."""
         rows = self._rows("SELECT sequence, digest, entry FROM entries WHERE sequence >= ? ORDER BY sequence", start)

@@ -46,6 +46,8 @@ class Rules:
     """The simplest TransferPolicy that keeps its state on disk."""
 
     audience = AUDIENCE
+    guests = False
+    newest: str | None = None
 
     def __init__(self, home: Path, *, max_bytes: int = 1 << 40) -> None:
         self.home = home
@@ -82,6 +84,9 @@ class Rules:
     def publication(self, digest: str) -> tuple[Path, str] | None:
         folder = self.home / "published" / hex_of(digest)
         return (folder, "bundle.json") if folder.exists() else None
+
+    def current(self) -> str | None:
+        return self.newest
 
     def enrolled(self, owner: str) -> bool:
         return owner in (self.home / "owners").read_text().split()

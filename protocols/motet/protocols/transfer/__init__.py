@@ -11,7 +11,7 @@ describes the protocol for other implementations.
 
 from motet.protocols.transfer.access import AccessRequest, audience_of
 from motet.protocols.transfer.channel import Patience, Progress, connect, probe
-from motet.protocols.transfer.fetching import fetch
+from motet.protocols.transfer.fetching import fetch, manifest_of
 from motet.protocols.transfer.policy import TransferPolicy
 from motet.protocols.transfer.publication import Bundle, PublishedFile, write_bundle
 from motet.protocols.transfer.sending import UploadOutcome, upload, withdraw
@@ -28,6 +28,7 @@ __all__ = [
     "audience_of",
     "connect",
     "fetch",
+    "manifest_of",
     "probe",
     "serve",
     "upload",

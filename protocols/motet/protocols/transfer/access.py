@@ -25,10 +25,16 @@ class AccessRequest(Document):
     audience: str = Field(max_length=512)
     """Whom the request is for: the charter's digest and the data plane's address (`audience_of`)."""
     subject: Digest
-    """The digest of the manifest, of the publication, or of the withdrawal."""
+    """The digest of the manifest, of the publication, or of the withdrawal; to fetch, the charter's digest means the
+    newest composite."""
     owner: PublicKey
 
 
 def audience_of(charter: Charter) -> str:
     """The audience of requests to the coordinator of a charter."""
     return f"{charter.digest}@{charter.addresses.data_plane}"
+
+
+def charter_of(audience: str) -> str:
+    """The digest of the charter that an audience is of."""
+    return audience.partition("@")[0]

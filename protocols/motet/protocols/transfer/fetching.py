@@ -3,6 +3,8 @@
     folder = fetch(channel, digest=composite_digest, into=Path("composite"), key=key, audience=audience_of(charter))
 
 The manifest is written last: a folder that holds it holds everything it lists.
+
+    data = manifest_of(channel, charter.digest, key=key, audience=audience_of(charter))    # of the newest composite
 """
 
 import os
@@ -62,6 +64,23 @@ def fetch(
     return into
 
 
+def manifest_of(
+    channel: grpc.Channel, subject: str, *, key: SigningKey, audience: str, patience: Patience | None = None
+) -> bytes:
+    """The manifest of a publication, and nothing else of it.
+
+    Args:
+        subject: the publication's digest, or the charter's for the newest composite, whose digest the caller takes
+            from what comes.
+
+    Raises:
+        TransferRefused, TransferBroken: as `fetch`; reason "unknown-publication" too where no composite is published.
+    """
+    caller = Caller(stub=ExpertTransferStub(channel), key=key, audience=audience, meter=Meter())
+    fetching = _Fetching(caller=caller, digest=subject, into=Path(), progress=lambda done, total: None)
+    return persist(lambda: fetching.manifest()[2], reached=lambda: 0, patience=patience or Patience())
+
+
 @dataclass(kw_only=True, slots=True)
 class _Fetching:
     """One fetch through all its attempts.
@@ -80,20 +99,25 @@ class _Fetching:
 
     def attempt(self) -> None:
         """Open a session and fetch what is missing."""
+        session, name, data = self.manifest()
+        listing = Listing.of(data, self.digest)
+        if any(each.casefold() == name.casefold() for each in listing.files):
+            raise _bad_name(name)
+        self._prepare(listing)
+        for file in listing.files.values():
+            if file.name not in self._whole:
+                self._fetch_file(session, file, listing.size)
+                self._whole[file.name] = file.size
+        write_atomically(self.into / name, data)
+        self.progress(listing.size, listing.size)
+
+    def manifest(self) -> tuple[str, str, bytes]:
+        """Open a session and fetch the manifest: the session, the manifest's name and its bytes."""
         reply = self.caller.begin(pb2.BeginRequest(access=self.caller.access("fetch", self.digest)))
         if not harmless(reply.manifest):
             raise _bad_name(reply.manifest)
         data = b"".join(self._stream(reply.session, reply.manifest, offset=0, size=MAX_MANIFEST_BYTES))
-        listing = Listing.of(data, self.digest)
-        if any(name.casefold() == reply.manifest.casefold() for name in listing.files):
-            raise _bad_name(reply.manifest)
-        self._prepare(listing)
-        for file in listing.files.values():
-            if file.name not in self._whole:
-                self._fetch_file(reply.session, file, listing.size)
-                self._whole[file.name] = file.size
-        write_atomically(self.into / reply.manifest, data)
-        self.progress(listing.size, listing.size)
+        return reply.session, reply.manifest, data
 
     def _prepare(self, listing: Listing) -> None:
         """Note the files that are there, forget partial ones of other publications, and see that the rest has room."""

@@ -2,7 +2,7 @@
 
 A nonce authenticates itself (time, random bytes and an HMAC under a key that dies with the process), so handing
 one out costs no memory and a flood of requests pushes nobody out. Only spent nonces are remembered, until they
-expire, and only enrolled owners can spend one.
+expire. Guests' are remembered apart: a flood of them pushes no owner out either.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from motet.protocols.errors import TransferRefused
 
 NONCE_SECONDS = 120.0
 MAX_SPENT = 65536
+MAX_SPENT_BY_GUESTS = 1024
 _TIME_BYTES, _RANDOM_BYTES, _TAG_BYTES = 8, 16, 16
 
 
@@ -27,6 +28,7 @@ class Nonces:
         self._seconds = seconds
         self._limit = limit
         self._spent: OrderedDict[str, float] = OrderedDict()
+        self._spent_by_guests: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def issue(self) -> str:
@@ -34,8 +36,8 @@ class Nonces:
         body = time.monotonic_ns().to_bytes(_TIME_BYTES) + secrets.token_bytes(_RANDOM_BYTES)
         return (body + self._tag(body)).hex()
 
-    def spend(self, nonce: str) -> None:
-        """Use a nonce up.
+    def spend(self, nonce: str, *, guest: bool = False) -> None:
+        """Use a nonce up; `guest` says that no owner does.
 
         Raises:
             TransferRefused: reason "stale-nonce" when it has expired or another process gave it, "replayed"
@@ -47,14 +49,16 @@ class Nonces:
             raise TransferRefused(
                 "saw a nonce that has expired or is not of this server process; ask for a new one", reason="stale-nonce"
             )
+        spent = self._spent_by_guests if guest else self._spent
+        limit = min(self._limit, MAX_SPENT_BY_GUESTS) if guest else self._limit
         with self._lock:
-            while self._spent and next(iter(self._spent.values())) < now:
-                self._spent.popitem(last=False)
-            if nonce in self._spent:
+            while spent and next(iter(spent.values())) < now:
+                spent.popitem(last=False)
+            if nonce in spent:
                 raise TransferRefused("this request was made before; sign a new one", reason="replayed")
-            if len(self._spent) >= self._limit:
+            if len(spent) >= limit:
                 raise TransferRefused("too many requests of late; try again in two minutes", reason="busy")
-            self._spent[nonce] = now + self._seconds
+            spent[nonce] = now + self._seconds
 
     def _issued(self, nonce: str) -> float | None:
         """When this process issued the nonce, in monotonic seconds; None if it did not."""

@@ -14,6 +14,8 @@ class TransferPolicy(Protocol):
     """What access requests must name (`motet.protocols.transfer.access.audience_of`)."""
     intake_directory: Path
     """Where uploads grow; on the file system that has room for them."""
+    guests: bool
+    """Whether a key that is no owner's may fetch what is published, as the charter says."""
 
     def check(self, manifest: Contribution, signed: Signed) -> Signed | None:
         """Look at a manifest before its bytes travel.
@@ -45,6 +47,10 @@ class TransferPolicy(Protocol):
 
     def publication(self, digest: str) -> tuple[Path, str] | None:
         """The directory and the manifest's file name of something published; None if nothing has that digest."""
+        ...
+
+    def current(self) -> str | None:
+        """The digest of the newest composite that is published; None if there is none."""
         ...
 
     def enrolled(self, owner: str) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ from motet.protocols.contribution import Contribution, Withdrawal
 from motet.protocols.errors import StorageError, TransferRefused
 from motet.protocols.signing import Signed
 from motet.protocols.transfer import expert_transfer_pb2 as pb2
-from motet.protocols.transfer.access import AccessRequest, Action
+from motet.protocols.transfer.access import AccessRequest, Action, charter_of
 from motet.protocols.transfer.expert_transfer_pb2_grpc import ExpertTransferServicer
 from motet.protocols.transfer.nonces import Nonces
 from motet.protocols.transfer.partial import MAX_CHUNK_BYTES, Partial, forget
@@ -30,6 +31,11 @@ from motet.protocols.transfer.uploads import Upload
 
 MAX_STRANGERS = 16
 """Push streams that may wait for their first chunk: each keeps a thread, and anybody can open one."""
+MAX_GUEST_STREAMS = 8
+"""Files that all guests together may be sent at a time."""
+
+_GUESTS = "guests"
+"""Whose sessions those of all guests are: together they have as many as one owner."""
 
 
 class ExpertTransferService(ExpertTransferServicer):
@@ -41,6 +47,7 @@ class ExpertTransferService(ExpertTransferServicer):
         self._nonces = Nonces()
         self._sessions = Sessions()
         self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
+        self._guest_streams = threading.BoundedSemaphore(MAX_GUEST_STREAMS)
 
     def Nonce(self, request: pb2.NonceRequest, context: grpc.ServicerContext) -> pb2.NonceReply:  # noqa: N802
         """A nonce for anybody who asks."""
@@ -85,7 +92,7 @@ class ExpertTransferService(ExpertTransferServicer):
                 raise _unpublished(reading.digest)
             if request.name != reading.manifest and request.name not in reading.listing.files:
                 raise TransferRefused(f"the publication has no file {request.name!r}", reason="unknown-file")
-            with _open_published(reading, request.name) as file:
+            with self._place_for(reading), _open_published(reading, request.name) as file:
                 offset = file.seek(request.offset)
                 while data := file.read(MAX_CHUNK_BYTES):
                     self._sessions.reading(request.session)
@@ -126,13 +133,28 @@ class ExpertTransferService(ExpertTransferServicer):
             )
         if request.action != action:
             raise TransferRefused(f"saw a request to {request.action}, wanted one to {action}", reason="wrong-action")
-        if not self._policy.enrolled(request.owner):
+        guest = self._guest(request)
+        if guest and not (action == "fetch" and self._policy.guests):
             raise TransferRefused(
                 f"the owner {request.owner} is not enrolled here; ask the coordinator, then try again",
                 reason="unknown-owner",
             )
-        self._nonces.spend(request.nonce)
+        self._nonces.spend(request.nonce, guest=guest)
         return request
+
+    def _guest(self, request: AccessRequest) -> bool:
+        return not self._policy.enrolled(request.owner)
+
+    @contextmanager
+    def _place_for(self, reading: Reading) -> Iterator[None]:
+        """Each stream keeps a thread: guests have a few of them, owners the rest."""
+        if reading.guest and not self._guest_streams.acquire(blocking=False):
+            raise TransferRefused("too many guests are fetching; try again", reason="busy")
+        try:
+            yield
+        finally:
+            if reading.guest:
+                self._guest_streams.release()
 
     def _begin_upload(self, request: pb2.BeginRequest) -> pb2.BeginReply:
         access = self._authorised(request.access, "contribute")
@@ -164,17 +186,32 @@ class ExpertTransferService(ExpertTransferServicer):
             )
 
     def _begin_reading(self, access: AccessRequest) -> pb2.BeginReply:
-        found = self._policy.publication(access.subject)
+        digest = self._meant(access.subject)
+        found = self._policy.publication(digest)
         if found is None or not harmless(found[1]):
-            raise _unpublished(access.subject)
+            raise _unpublished(digest)
         directory, manifest = found
         try:
             with (directory / manifest).open("rb") as file:
-                listing = Listing.of(file.read(MAX_MANIFEST_BYTES), access.subject)
+                listing = Listing.of(file.read(MAX_MANIFEST_BYTES), digest)
         except FileNotFoundError:
-            raise _unpublished(access.subject) from None
-        reading = Reading(digest=access.subject, directory=directory, manifest=manifest, listing=listing)
-        return pb2.BeginReply(session=self._sessions.open(access.owner, reading), manifest=manifest)
+            raise _unpublished(digest) from None
+        guest = self._guest(access)
+        reading = Reading(digest=digest, directory=directory, manifest=manifest, listing=listing, guest=guest)
+        token = self._sessions.open(_GUESTS if guest else access.owner, reading)
+        return pb2.BeginReply(session=token, manifest=manifest)
+
+    def _meant(self, subject: str) -> str:
+        """The charter's digest asks for the newest composite under it; anything else for what it names."""
+        if subject != charter_of(self._policy.audience):
+            return subject
+        current = self._policy.current()
+        if current is None:
+            raise TransferRefused(
+                "no composite is published here yet; try again when the coordinator has assembled one",
+                reason="unknown-publication",
+            )
+        return current
 
 
 def _require_subject(access: AccessRequest, digest: str) -> None:

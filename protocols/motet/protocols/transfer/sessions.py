@@ -28,6 +28,8 @@ class Reading:
     directory: Path
     manifest: str
     listing: Listing
+    guest: bool = False
+    """Whether the one who fetches it is no owner."""
 
 
 @dataclass(kw_only=True, slots=True)
