@@ -91,7 +91,7 @@ class Roster:
 
 
 def asked_by_name(model: str) -> tuple[str, tuple[str, ...] | None, tuple[str, ...]]:
-    """The model's name, whom to include (None: everybody) and whom to exclude: of "NAME", "NAME:-law,-news", "NAME:+math".
+    """Of "NAME", "NAME:-law,-news" or "NAME:+math": the name, whom to include (None: everybody), whom to exclude.
 
     Raises ExpertSetError for anything else behind the colon.
     """
