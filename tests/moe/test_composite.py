@@ -109,8 +109,8 @@ def test_a_contradictory_configuration_is_refused(settings: dict, message: str) 
 
 def test_an_architecture_without_a_family_is_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with pytest.raises(AnchorError, match="saw an anchor of model_type 'llama'"):
-        MotetForCausalLM(MotetConfig(anchor_config={"model_type": "llama", "vocab_size": 9, **sizes}))
+    with pytest.raises(AnchorError, match="saw an anchor of model_type 'gemma'"):
+        MotetForCausalLM(MotetConfig(anchor_config={"model_type": "gemma", "vocab_size": 9, **sizes}))
 
 
 def test_compose_shares_parameters_and_orders_by_digest(make_composite: MakeComposite) -> None:

@@ -1,4 +1,4 @@
-"""The sub-command `motet bench codec`; `motet bench quality` has a room of its own."""
+"""The sub-command `motet bench codec`; `motet bench composite` and `motet bench quality` have rooms of their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motet.bench.composite_commands import composite
 from motet.bench.quality.commands import quality
 from motet.protocols.output import Json, bench_group, note, show
 
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     """Add this room's sub-commands to the command line."""
     bench_group(app).command()(codec)
     bench_group(app).command()(quality)
+    bench_group(app).command()(composite)
 
 
 def codec(
