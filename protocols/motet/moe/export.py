@@ -32,7 +32,7 @@ from motet.moe.families import Family, family_of
 from motet.moe.families.family import Treatment
 from motet.moe.prefix import prefix_settings
 from motet.moe.token_router import TOKEN_ROUTER
-from motet.moe.widening import CONSTANT, Array, Widening
+from motet.moe.widening import CONSTANT, FAINT, Array, Widening
 from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
@@ -303,7 +303,7 @@ def _embed(rows: Array, first: int, dtype: str, evidence: Tensors | None, wideni
     for expert in range(widening.experts):
         at = 4 * ((expert + 1) * vocabulary + first)
         told = np.frombuffer(evidence.slice(TOKEN_ROUTER, at, 4 * len(rows)), "<f4")
-        rows[:, start + expert] = _stored(told * np.float32(widening.faint), dtype)
+        rows[:, start + expert] = _stored(told * np.float32(FAINT), dtype)
 
 
 def _stored(values: Array | np.float32, dtype: str) -> Array:

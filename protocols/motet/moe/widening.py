@@ -25,8 +25,8 @@ from motet.moe.families.family import Axis, Scale, Treatment
 CONSTANT = 2.0**-10
 """What constants hold: a power of two, so that dividing by it is exact, and small beside activations."""
 FAINT = 2.0**-12
-"""What evidence is multiplied with, in units of what the first attention puts out: so little that the norm behind it
-does not notice."""
+"""What evidence is multiplied with in the embedding, and behind the first attention in units of what that puts out: so
+little that norms do not notice, and enough for float16."""
 PARTS = 3
 """Constant channels: bfloat16 pieces that hold every bit of a float32, so that loading in bfloat16 keeps its digits."""
 
@@ -66,11 +66,6 @@ class Widening:
             experts=0 if average is None else config.num_experts - 1,
             average=average,
         )
-
-    @property
-    def faint(self) -> float:
-        """What evidence is multiplied with in the embedding: a power of two."""
-        return FAINT * (1.0 if self.average is None else self.average.unit)
 
     @property
     def heads(self) -> int:
@@ -126,6 +121,7 @@ class Widening:
 
     def entries(self, treatment: Treatment) -> Iterator[tuple[int, int, float]]:
         """(row, column, value) of what a tensor holds in its new places beside zeros; a vector has one column."""
+        unit = 1.0 if self.average is None else self.average.unit
         for expert in range(self.experts):
             told = self.hidden + self.parts + expert
             mean, new = told + self.experts, divmod(expert, self.head)
@@ -133,7 +129,7 @@ class Widening:
                 case "values":
                     yield self.keys + expert, told, 1.0
                 case "outputs":
-                    yield mean, self.queries + new[0] * self.group * self.head + new[1], 1.0
+                    yield mean, self.queries + new[0] * self.group * self.head + new[1], unit
                 case "loudness":
                     yield mean, 0, math.sqrt(self.hidden / self.width)
                 case "embedding" | None:
