@@ -134,3 +134,31 @@ def test_an_owner_s_corpus_reaches_only_what_is_made_of_it() -> None:
     same = {label for label in one if one[label].digest == two[label].digest}
     assert {"corpus:public", "anchor, seed 0", "specialist:medicine, seed 0", "expert:token:medicine, seed 0"} <= same
     assert not same & {"corpus:law", "specialist:law, seed 0", "soup@specialists, seed 0", "score networks, seed 0"}
+
+
+def test_ranks_add_stages_and_change_none() -> None:
+    before, after = config(), config(experts={"ranks": [4, 8]})
+    assert not changed_by(before, after)
+    new = stages(after).keys() - stages(before).keys()
+    made = {f"{way}:{rank}" for way in ("lowrank", "squeezed") for rank in (4, 8)}
+    assert {label.removesuffix(", seed 0") for label in new} == {
+        *(f"{each}:{name}" for each in made for name in OWNERS),
+        *(f"score {each}" for each in made),
+    }
+    assert config(experts={"lowrank_learning_rates": [0.5]}).experts.ranks == ()
+    assert not changed_by(before, config(experts={"lowrank_learning_rates": [0.5]}))
+
+
+def test_low_rank_experts_have_a_grid_of_their_own_or_are_cut_out_of_full_ones() -> None:
+    found = stages(config(experts={"ranks": [4], "lowrank_learning_rates": [0.01, 0.5]}))
+    full, trained = found["expert:filter:law, seed 0"], found["lowrank:4:law, seed 0"]
+    assert (trained.kind, trained.spec["learning_rates"], trained.spec["rank"]) == ("expert", [0.01, 0.5], 4)
+    assert "specialist" not in trained.inputs
+    assert {key: trained.spec[key] for key in full.spec} == dict(full.spec)
+    squeezed = found["squeezed:4:law, seed 0"]
+    assert (squeezed.kind, squeezed.inputs["expert"].digest) == ("squeeze", full.digest)
+    for way, made in (("lowrank", trained), ("squeezed", squeezed)):
+        score = found[f"score {way}:4, seed 0"]
+        assert score.spec["systems"] == [f"{way}:4"]
+        assert score.spec["grid"] == found["score composite:filter, seed 0"].spec["grid"]
+        assert score.inputs["expert:law"].digest == made.digest

@@ -117,3 +117,32 @@ def test_without_specialists_there_is_no_gap() -> None:
     lines = results.table()
     assert lines[0].split() == ["public", "law", "code", "average", "gap", "worst"]
     assert lines[2].split() == ["soup", "2.100", "2.000", "3.000", "2.367", "-", "-"]
+
+
+def test_ranks_are_held_against_full_experts() -> None:
+    small, large = {"parameters": 100, "share": 0.1}, {"parameters": 320, "share": 0.32}
+    settings = {"lowrank:32": large, "lowrank:8": small, "squeezed:8": small}
+    rows = {"lowrank_32": BEST, "lowrank_8": ANCHOR, "squeezed_8": {"public": 2.05, "law": 3.0, "code": 4.0}}
+    seed = merged([scores(settings=settings, anchor=ANCHOR, specialist=BEST, composite_filter=BEST, **rows)])
+    results = Results.of([seed])
+    assert list(results.systems)[2:] == ["composite:filter", "lowrank:32", "lowrank:8", "squeezed:8"]
+    found = {point["system"]: point for point in results.as_json()["ranks"]}
+    assert list(found) == ["lowrank:8", "lowrank:32", "squeezed:8", "composite:filter"]
+    assert [found[name]["gain_kept"] for name in found] == pytest.approx([0.0, 1.0, (1.95 / 3) / (3.9 / 3), 1.0])
+    assert [found[name]["gap_mean"] for name in found] == pytest.approx([0.0, 1.0, 0.5, 1.0])
+    assert (found["squeezed:8"]["rank"], found["squeezed:8"]["parameters"], found["squeezed:8"]["share"]) == (
+        8,
+        100,
+        0.1,
+    )
+    assert (found["composite:filter"]["rank"], found["composite:filter"]["parameters"]) == (None, 1000)
+    compared = {(each.a, each.b) for each in results.comparisons}
+    assert {(name, "composite:filter") for name in settings} <= compared
+    page = results.page(title="small", notes=[], seeds=1, seconds=1.0)
+    assert "Low-rank experts" in page.markdown()
+
+
+def test_ranks_without_full_experts_keep_no_share_of_anything() -> None:
+    seed = merged([scores(settings={"lowrank:8": {"parameters": 9, "share": 0.5}}, anchor=ANCHOR, lowrank_8=BEST)])
+    (point,) = Results.of([seed]).ranks
+    assert (point.system, point.gain_kept, point.gap_mean) == ("lowrank:8", None, None)

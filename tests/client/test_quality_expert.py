@@ -8,12 +8,14 @@ import torch
 
 from motet.bench.quality.corpora import read_split
 from motet.client.quality.expert import expert, material_of, rules_of, training_config
-from motet.client.quality.material import EXPERT_FILE, read_record
+from motet.client.quality.material import EXPERT_FILE, Judge, read_record
 from motet.client.quality.specialist import specialist
+from motet.client.quality.squeeze import squeeze
 from motet.client.training import learning_rate
 from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.composite import compose
 from motet.moe.experts import Expert, read_expert
+from motet.moe.lowrank import LowRankExpert, read_stored
 from motet.moe.prefix import evidence_of
 from motet.moe.scoring import bits_per_byte, score
 from motet.moe.statistics import measure
@@ -86,6 +88,36 @@ def test_the_budget_and_the_schedule_are_the_specialists() -> None:
     config = training_config(SPEC | {"steps": 200}, 0.01)
     assert (config.steps, config.batch_size, config.sequence_length) == (200, 4, 32)
     assert learning_rate(20, config) == 0.01
+
+
+def test_a_low_rank_expert_has_a_grid_of_its_own(inputs: dict[str, Path], tmp_path: Path) -> None:
+    own = {name: path for name, path in inputs.items() if name != "specialist"}
+    spec = SPEC | FILTER | {"rank": 4, "learning_rates": [1e-6, 0.03]}
+    expert(spec, own, tmp_path, silent)
+    anchor, record = Anchor.load(inputs["anchor"]), read_record(tmp_path)
+    found = read_stored(tmp_path / EXPERT_FILE, anchor, name="medicine", contribution="sha256:0")
+    assert isinstance(found, LowRankExpert)
+    assert found.rank == 4
+    assert record["learning_rate"] == 0.03
+    assert record["validation"]["0.03"] < record["validation"]["1e-06"] - 0.05
+    judge = Judge.of(anchor, read_split(inputs["domain"], "validation"), 32)
+    assert judge(found.ffn(anchor.ffn())) == pytest.approx(record["validation"]["0.03"], rel=2e-3)
+
+
+def test_a_full_expert_is_squeezed(inputs: dict[str, Path], tmp_path: Path) -> None:
+    full, anchor = made(FILTER, inputs, tmp_path / "full"), Anchor.load(inputs["anchor"])
+    judge = Judge.of(anchor, read_split(inputs["domain"], "validation"), 32)
+    bits = {"anchor": judge(anchor.ffn()), "full": judge(full.ffn)}
+    for rank in (2, 16):
+        out = tmp_path / str(rank)
+        out.mkdir()
+        squeeze({"rank": rank, "seed": 0}, {"anchor": inputs["anchor"], "expert": tmp_path / "full"}, out, silent)
+        found = read_stored(out / EXPERT_FILE, anchor, name="medicine", contribution="sha256:0")
+        assert isinstance(found, LowRankExpert)
+        assert torch.equal(found.rows.weight, full.rows.weight)
+        bits[str(rank)] = judge(found.ffn(anchor.ffn()))
+    assert bits["full"] - 0.01 < bits["16"] < bits["2"] < bits["anchor"]
+    assert read_record(tmp_path / "2")["energy"] < read_record(tmp_path / "16")["energy"] < 1
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from motet.coordinator.quality.trained import loader
 from motet.moe.anchor import Anchor
 from motet.moe.composite import compose
 from motet.moe.experts import soup
+from motet.moe.lowrank import dense_ffn
 from motet.moe.scoring import bits_per_byte, score
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.expert_files import expert_specs
@@ -177,6 +178,37 @@ def test_a_filter_is_chosen_from_its_grid(experts: Inputs, scored: Run) -> None:
     assert all(settings[name] in grid[name] for name in grid)
     assert set(found.settings["stock"]) == {"log_prior_anchor", "gain", "judged"}
     assert found.systems["stock"] != found.systems["composite:filter"]
+
+
+def test_low_rank_experts_run_as_they_are_and_tell_what_they_take(
+    anchor: Anchor, texts: Inputs, scored: Run, tmp_path: Path
+) -> None:
+    draw, inputs = torch.Generator().manual_seed(7), Inputs()
+    for name in OWNERS:
+        inputs[f"expert:{name}"] = tmp_path / name
+        inputs[f"expert:{name}"].mkdir()
+        tensors = {
+            spec.name: torch.randn(spec.shape, generator=draw)
+            .mul(0.3)
+            .to(torch.bfloat16 if "BF" in spec.dtype else None)
+            for spec in expert_specs(anchor.manifest, 4)
+        }
+        save_file(tensors, inputs[f"expert:{name}"] / "expert.safetensors")
+    grid = GRID | {"stay": [0.9], "temperature": [2.0, 8.0]}
+    found = scored("low-rank", inputs, kind="filter", grid=grid, systems=["lowrank:4"])
+    assert set(found.systems) == {"lowrank:4"}
+    settings = found.settings["lowrank:4"]
+    assert settings["parameters"] == 2 * 3 * 4 * (32 + 48)
+    assert settings["share"] == pytest.approx(4 * (32 + 48) / (32 * 48))
+    # Expanded, as full experts, they score the same.
+    material = Material.of({"anchor": anchor.directory} | inputs, sequence_length=48)
+    for name, expert in zip(OWNERS, material.experts(), strict=True):
+        tensors = load_file(inputs[f"expert:{name}"] / "expert.safetensors")
+        routing = {key: tensor for key, tensor in tensors.items() if ".router." in key}
+        save_file(routing | dict(dense_ffn(expert, anchor.ffn())), inputs[f"expert:{name}"] / "expert.safetensors")
+    dense = scored("composite", inputs, kind="filter", grid=grid, stock=False)
+    for domain in ("public", *OWNERS):
+        assert bits(found, "lowrank:4", domain) == pytest.approx(bits(dense, "composite:filter", domain), rel=1e-2)
 
 
 def test_the_stock_export_of_an_average_scores_as_the_composite(experts: Inputs, scored: Run) -> None:

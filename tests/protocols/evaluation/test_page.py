@@ -14,6 +14,7 @@ from motet.protocols.evaluation import (
     Interval,
     OptOut,
     Positions,
+    RankPoint,
     gap_closed,
     opt_outs,
     reliability,
@@ -26,9 +27,16 @@ CELLS = {
     "composite": {"public": 2.1, "law": 3.2, "average": 2.65},
     "composite-without:law": {"public": 2.0, "law": 4.1, "average": 3.05},
 }
+RANKS = (
+    RankPoint(system="lowrank:2", rank=2, parameters=1_200, share=0.0625, average=2.7, gap_mean=0.44, gain_kept=0.62),
+    RankPoint(system="lowrank:16", rank=16, parameters=9_600, share=0.5, average=2.6, gap_mean=1.02, gain_kept=1.01),
+    RankPoint(system="squeezed:2", rank=2, parameters=1_200, share=0.0625, average=2.9, gap_mean=-0.2, gain_kept=0.1),
+    RankPoint(system="composite:filter", parameters=19_200, share=1.0, average=2.61, gap_mean=0.9, gap_worst=0.85),
+)
 SECTIONS = [
     "Bits per byte",
     "Gap closed",
+    "Low-rank experts",
     "Comparisons",
     "Opting out",
     "Routing",
@@ -52,6 +60,7 @@ def full(**changes: object) -> Evaluation:
         "systems": CELLS,
         "intervals": {"composite": {"law": (3.1, 3.3), "average": (2.6, 2.7)}},
         "gap_closed": gap_closed(CELLS, specialist={"law": 3.0}),
+        "ranks": RANKS,
         "comparisons": (Comparison.of("composite", "soup", {"law": Interval(-0.0123, -0.02, 0.01)}),),
         "opt_out": opt_outs(CELLS),
         "routing": {"law": ({"anchor": 0.25, "law": 0.75},), "public": ({"anchor": 0.9, "law": 0.1},)},
@@ -136,6 +145,7 @@ def test_every_figure_is_printed_in_both_forms() -> None:
     page = full()
     wanted = ["2.650", "3.100 to 3.300", "80.0%", "-1.23%", "-2.00% to +1.00%, includes zero", "+28.12%", "+2.50%"]
     wanted += ["75.0%", "0.56 nats", "0.051", "of 8, predicted 95.0%", "5.77", "+0.800", "+0.400", "Seeds: 3"]
+    wanted += ["lowrank:2", "1,200", "6.2%", "44.0%", "-20.0%", "101.0%", "85.0%"]
     for text in (page.html(), page.markdown()):
         assert [figure for figure in wanted if figure not in text] == []
 
@@ -152,7 +162,7 @@ def test_names_stay_text_in_both_forms() -> None:
 
 def test_drawings_stay_inside_their_frame() -> None:
     drawings = re.findall(r"<svg.*?</svg>", full().html(), re.DOTALL)
-    assert len(drawings) == 3
+    assert len(drawings) == 4
     for drawing in drawings:
         root = ET.fromstring(drawing)
         width, height = float(root.attrib["width"]), float(root.attrib["height"])

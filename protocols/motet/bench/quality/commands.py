@@ -84,6 +84,9 @@ def _lines(found: "Found") -> Iterator[str]:
 
     yield from found.results.table()
     yield ""
+    for point in found.results.ranks:
+        kept = "-" if point.gain_kept is None else f"{point.gain_kept:.0%}"
+        yield f"{point.system}: {point.parameters:,} parameters an expert ({point.share:.0%}), {kept} of full's gain"
     for each in found.results.comparisons:
         if "average" in each.relative:
             mean, low, high = each.relative["average"]

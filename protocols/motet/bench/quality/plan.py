@@ -102,13 +102,16 @@ class Seed:
         """One owner's expert, trained beside the anchor; under `token` with these rows, or the configuration's."""
         routing = self.config.routing
         rows = (rows or routing.rows) if kind == "token" else "logistic"
+        label = (
+            f"expert:{kind}:{name}" if kind != "token" or rows == routing.rows else f"expert:{kind}:{name} by {rows}"
+        )
         spec = self._training() | {"public_share": self.config.experts.public_share, "kind": kind, "rows": rows}
         if kind == "filter":
             spec |= {"stay": _middle(routing.stay), "temperature": _middle(routing.temperature)}
         if rows == "average":
             spec |= {"gain": _middle(routing.gain)}
         inputs = self._texts(name) | {"specialist": self.specialist(name)}
-        return self._stage("expert", spec, inputs, f"expert:{kind}:{name}", self.effort.mixture(2))
+        return self._stage("expert", spec, inputs, label, self.effort.mixture(2))
 
     def low_rank(self, way: Way, name: str, rank: int) -> Stage:
         """One owner's low-rank expert under `filter`, trained as the full one is, or squeezed out of that."""

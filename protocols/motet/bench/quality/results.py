@@ -11,7 +11,8 @@ domain; several stages may score the same system on different domains:
     {"split": "test", "systems": {SYSTEM: {DOMAIN: {"nats": [...], "bytes": [...]}}}, "settings": {SYSTEM: {...}}}
 
 Variants are told by what follows a ":", "+", "@" or "/": "soup+public" is a soup. "composite:filter-without:NAME" is
-`composite:filter` when NAME has opted out.
+`composite:filter` when NAME has opted out. The settings of "lowrank:8" tell the `parameters` of one expert and their
+`share` of a full one's.
 """
 
 import re
@@ -36,11 +37,14 @@ from motet.protocols.evaluation import (
     matrix,
     summary,
 )
-from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, opt_outs
+from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, RankPoint, opt_outs
 
 SCORES = "scores.json"
 COMPOSITES = ("composite:filter", "composite:token", "composite:embedding", "stock")
-_ORDER = ("anchor", *BASELINES, "composite", "stock")
+LOW_RANK = ("lowrank", "squeezed")
+"""Systems of low-rank experts, `lowrank:8`; those of full ones are `FULL`."""
+FULL = "composite:filter"
+_ORDER = ("anchor", *BASELINES, "composite", *LOW_RANK, "stock")
 _REFERENCES = (
     *("joint", "joint-equal", "oracle", "btm", "logit-average", "fedavg", "phatgoose", "composite:token", "anchor"),
 )
@@ -141,6 +145,8 @@ class Results:
     """Expert -> what leaving it out of the composite costs."""
     settings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """System -> what was chosen, seed by seed."""
+    ranks: tuple[RankPoint, ...] = ()
+    """Low-rank experts by how they were made and by rank, then full ones; empty if there are none."""
 
     @classmethod
     def of(cls, seeds: Sequence[Seed]) -> "Results":
@@ -153,10 +159,12 @@ class Results:
         systems = matrix(measured)
         names = dict.fromkeys(system for seed in seeds for system in seed.settings)
         composite = next((name for name in COMPOSITES if name in systems), "")
+        gaps = gap_closed(systems) if "specialist" in systems else {}
         return cls(
             systems=systems,
             intervals=intervals(measured),
-            gap_closed=gap_closed(systems) if "specialist" in systems else {},
+            gap_closed=gaps,
+            ranks=tuple(_rank_points(systems, gaps, seeds[0].settings)) if seeds else (),
             comparisons=tuple(_comparisons(systems, measured)),
             opt_out=opt_outs(systems, composite=composite),
             settings={name: [seed.settings.get(name, {}) for seed in seeds] for name in ordered(names)},
@@ -172,6 +180,7 @@ class Results:
             },
             "gap_closed": self.gap_closed,
             "gap": {system: {"mean": gap.mean, "worst": gap.worst} for system, gap in gaps.items() if gap is not None},
+            "ranks": [each.model_dump(mode="json") for each in self.ranks],
             "comparisons": [each.model_dump(mode="json") for each in self.comparisons],
             "opt_out": {expert: each.model_dump(mode="json") for expert, each in self.opt_out.items()},
             "settings": self.settings,
@@ -197,6 +206,7 @@ class Results:
             systems=self.systems,
             intervals=self.intervals,
             gap_closed=self.gap_closed,
+            ranks=self.ranks,
             comparisons=self.comparisons,
             opt_out=self.opt_out,
             seeds=seeds,
@@ -212,8 +222,49 @@ def best_merging(systems: Mapping[str, Mapping[str, float]]) -> str | None:
 
 def _comparisons(systems: Mapping[str, Mapping[str, float]], measured: Sequence[Measured]) -> Iterable[Comparison]:
     best = best_merging(systems)
-    for ours in (name for name in COMPOSITES if name in systems):
-        for theirs in (*([best] if best else []), *_REFERENCES):
-            if theirs in systems and theirs != ours:
-                pair = [{name: run[name] for name in (ours, theirs)} for run in measured]
-                yield Comparison.of(ours, theirs, difference(pair, ours, theirs))
+    pairs = [(ours, theirs) for ours in COMPOSITES for theirs in (*([best] if best else []), *_REFERENCES)]
+    pairs += [(ours, FULL) for ours in systems if base(ours) in LOW_RANK]
+    for ours, theirs in pairs:
+        if ours in systems and theirs in systems and theirs != ours:
+            pair = [{name: run[name] for name in (ours, theirs)} for run in measured]
+            yield Comparison.of(ours, theirs, difference(pair, ours, theirs))
+
+
+def _rank_points(
+    systems: Mapping[str, Mapping[str, float]],
+    gaps: Mapping[str, Mapping[str, float | None]],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Iterable[RankPoint]:
+    found = [
+        name for name in systems if base(name) in LOW_RANK and {"parameters", "share"} <= settings.get(name, {}).keys()
+    ]
+    found.sort(key=lambda name: (LOW_RANK.index(base(name)), _rank(name)))
+    for name in found:
+        told = settings[name]
+        yield _rank_point(name, systems, gaps, rank=_rank(name), parameters=told["parameters"], share=told["share"])
+    if found and FULL in systems:
+        parameters = round(settings[found[0]]["parameters"] / settings[found[0]]["share"])
+        yield _rank_point(FULL, systems, gaps, rank=None, parameters=parameters, share=1.0)
+
+
+def _rank(system: str) -> int:
+    return int(system.partition(":")[2])
+
+
+def _rank_point(
+    name: str,
+    systems: Mapping[str, Mapping[str, float]],
+    gaps: Mapping[str, Mapping[str, float | None]],
+    **size: Any,  # noqa: ANN401 - fields of RankPoint
+) -> RankPoint:
+    anchor, full = (systems.get(each, {}).get(AVERAGE) for each in ("anchor", FULL))
+    gain = anchor - full if anchor is not None and full is not None else 0.0
+    own, gap = systems[name][AVERAGE], summary(gaps.get(name, {}))
+    return RankPoint(
+        system=name,
+        average=own,
+        gap_mean=None if gap is None else gap.mean,
+        gap_worst=None if gap is None else gap.worst,
+        gain_kept=(anchor - own) / gain if anchor is not None and gain > 0 else None,
+        **size,
+    )

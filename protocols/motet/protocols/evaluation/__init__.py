@@ -11,7 +11,7 @@ Guarantees: values in, values out; no torch, no files, no text. Both sides and t
 from motet.protocols.evaluation.bootstrap import Interval, difference, draws, intervals, pool
 from motet.protocols.evaluation.gaps import Gap, gap_closed, summary
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC, DocumentLosses, Measured, Seeds, bits_per_byte, matrix
-from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, opt_outs
+from motet.protocols.evaluation.page import Comparison, Evaluation, OptOut, RankPoint, opt_outs
 from motet.protocols.evaluation.positions import Bucket, Positions
 from motet.protocols.evaluation.reliability import BINS, Bin, Histogram, Reliability, reliability
 from motet.protocols.evaluation.shares import leave_one_out, shapley, subsets
@@ -31,6 +31,7 @@ __all__ = [
     "Measured",
     "OptOut",
     "Positions",
+    "RankPoint",
     "Reliability",
     "Seeds",
     "bits_per_byte",

@@ -147,6 +147,25 @@ def position_chart(domain: str, found: Mapping[str, Sequence[Bucket]]) -> LineCh
     )
 
 
+def rank_chart(lines: Mapping[str, Mapping[int, float]], full: float | None) -> LineChart:
+    """Gap closed against the rank, each tick twice the one before at the least; `full` is what full experts close."""
+    ranks = sorted({rank for points in lines.values() for rank in points})
+    first, span = math.log2(ranks[0]), max(1.0, math.log2(ranks[-1] / ranks[0]))
+    place = {rank: (math.log2(rank) - first) / span for rank in ranks}
+    drawn = {
+        name: [(place[rank], min(1.0, max(0.0, points[rank]))) for rank in sorted(points)]
+        for name, points in lines.items()
+    }
+    if full is not None:
+        drawn["full"] = [(at, min(1.0, max(0.0, full))) for at in (0.0, 1.0)]
+    return _line_chart(
+        ("Gap closed by rank", "rank", "mean gap closed"),
+        drawn,
+        x_ticks=[(at, str(rank)) for rank, at in place.items()],
+        y_ticks=[(place / 4, f"{place / 4:.0%}") for place in range(5)],
+    )
+
+
 def _line_chart(
     names: tuple[str, str, str],
     lines: Mapping[str, Sequence[tuple[float, float]]],

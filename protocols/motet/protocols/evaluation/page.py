@@ -42,6 +42,26 @@ class OptOut(Strict):
     """Its own domain without it, over the anchor - 1; None if that was not measured."""
 
 
+class RankPoint(Strict):
+    """What a composite of low-rank experts is worth, or of full ones, and what one of them takes."""
+
+    system: str
+    rank: int | None = Field(None, ge=1)
+    """None for full experts."""
+    parameters: int = Field(ge=1)
+    """Of one expert, all layers."""
+    share: float = Field(gt=0)
+    """The same over those of a full one."""
+    average: float
+    """Bits per byte over all domains."""
+    gap_mean: float | None = None
+    """Gap closed, the mean over closed domains; None where it is not defined."""
+    gap_worst: float | None = None
+    """The worst of these."""
+    gain_kept: float | None = None
+    """(anchor - system) / (anchor - full) of averages; None where full experts gain nothing."""
+
+
 class Evaluation(Document):
     """What an evaluation found; every section may be missing. Figures are bits per byte unless it is said otherwise."""
 
@@ -55,6 +75,8 @@ class Evaluation(Document):
     """The same shape: (low, high)."""
     gap_closed: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """System -> closed domain -> fraction, as `gap_closed` gives it."""
+    ranks: tuple[RankPoint, ...] = ()
+    """Composites of low-rank experts, way by way and by rank, and the one of full ones."""
     comparisons: tuple[Comparison, ...] = ()
     opt_out: dict[str, OptOut] = Field(default_factory=dict)
     """Expert -> what leaving it out costs."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from motet.protocols.evaluation.charts import Bar, Chart, bar_chart, position_chart, reliability_chart
+from motet.protocols.evaluation.charts import Bar, Chart, bar_chart, position_chart, rank_chart, reliability_chart
 from motet.protocols.evaluation.tables import (
     Table,
     bits_per_byte_table,
@@ -18,6 +18,7 @@ from motet.protocols.evaluation.tables import (
     gap_table,
     opt_out_table,
     position_table,
+    rank_table,
     reliability_table,
     routing_table,
     share_table,
@@ -45,6 +46,7 @@ def sections(page: "Evaluation") -> list[Section]:
     wanted: list[tuple[object, Callable[[Evaluation], Section]]] = [
         (page.systems, _bits_per_byte),
         (page.gap_closed, _gap_closed),
+        (page.ranks, _ranks),
         (page.comparisons, _comparisons),
         (page.opt_out, _opting_out),
         (page.routing, _routing),
@@ -77,6 +79,21 @@ def _gap_closed(page: "Evaluation") -> Section:
         "(anchor - system) / (anchor - specialist): 0 % is the anchor, 100 % the domain's own specialist. A dash: that "
         "specialist gains nothing, or nothing was measured.",
         (gap_table(page.gap_closed),),
+    )
+
+
+def _ranks(page: "Evaluation") -> Section:
+    lines: dict[str, dict[int, float]] = {}
+    for point in page.ranks:
+        if point.rank is not None and point.gap_mean is not None:
+            lines.setdefault(point.system.partition(":")[0], {})[point.rank] = point.gap_mean
+    full = next((point.gap_mean for point in page.ranks if point.rank is None), None)
+    return Section(
+        "Low-rank experts",
+        "Composites of low-rank experts, trained or squeezed out of full ones, beside the one of full experts. Share: "
+        "an expert's parameters over a full one's. Gain kept: (anchor - system) / (anchor - full) of the averages.",
+        (rank_table(page.ranks),),
+        (rank_chart(lines, full),) if lines else (),
     )
 
 

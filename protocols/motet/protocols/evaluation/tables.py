@@ -6,11 +6,15 @@ table.rows[0]                  # ("anchor", (Cell(text="1.536", detail="1.50 to 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from motet.protocols.evaluation.gaps import summary
 from motet.protocols.evaluation.losses import AVERAGE
 from motet.protocols.evaluation.positions import Bucket
 from motet.protocols.evaluation.reliability import BINS, Reliability
+
+if TYPE_CHECKING:
+    from motet.protocols.evaluation.page import RankPoint
 
 SHADES = 8
 """How many shades there are, beside none."""
@@ -88,6 +92,33 @@ def difference_table(relative: Mapping[str, Mapping[str, tuple[float, float, flo
 
     columns = columns_of(relative.values())
     return _table("Relative difference by comparison and domain", "comparison", relative, columns, cell)
+
+
+def rank_table(points: Sequence["RankPoint"]) -> Table:
+    """System x rank, size and worth; the darker, the better."""
+    columns = ("rank", "parameters", "share", "bits per byte", MEAN, WORST, "gain kept")
+    by_name = {point.system: point for point in points}
+
+    def percent(value: float | None) -> Cell:
+        return NOTHING if value is None else Cell(f"{value:.1%}", heat=shade(value, (0, 1)))
+
+    def cell(system: str, column: str) -> Cell:
+        point = by_name[system]
+        match column:
+            case "rank":
+                return Cell("full" if point.rank is None else str(point.rank))
+            case "parameters":
+                return Cell(f"{point.parameters:,}")
+            case "share":
+                return Cell(f"{point.share:.1%}")
+            case "bits per byte":
+                return Cell(f"{point.average:.3f}")
+            case "gain kept":
+                return percent(point.gain_kept)
+            case _:
+                return percent(point.gap_mean if column == MEAN else point.gap_worst)
+
+    return _table("Low-rank experts by system", "system", by_name, columns, cell)
 
 
 def opt_out_table(change: Figures, own_over_anchor: Mapping[str, float | None]) -> Table:
