@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from motet.client.foreground import plan_training, train_now
+from motet.client.foreground import train_now
 from motet.client.outbox import packed_contributions
+from motet.client.plan import plan_training
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution
 from motet.protocols.errors import ConfigurationError, DataError, WorkerBusy

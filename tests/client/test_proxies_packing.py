@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from motet.cli import build
 from motet.client.contribute import describe, export
 from motet.client.data import load_public
-from motet.client.foreground import plan_training
 from motet.client.outbox import PROXIES_NAME, Packed, find_packed
 from motet.client.owner import OwnerHome
+from motet.client.plan import plan_training
 from motet.client.preparation import prepare
 from motet.client.proxy_list import name_proxies, wanted_proxies
 from motet.client.spool import Spool

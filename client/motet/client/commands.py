@@ -1,4 +1,4 @@
-"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval, export-adapter."""
+"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval, try, export-adapter."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from motet.client.adapter_commands import export_adapter
 from motet.client.speed.commands import train_speed
+from motet.client.try_commands import try_command
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.output import Json, bench_group, note, progress_line, show
 
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     for command in (join, train, work, contribute, withdraw, pull):
         app.command()(command)
     app.command("eval")(evaluate)
+    app.command("try")(try_command)
     app.command("export-adapter")(export_adapter)
     bench_group(app).command()(fidelity)
     bench_group(app).command("train")(train_speed)
@@ -88,11 +90,12 @@ def join(
 
 def train(
     directory: Home,
-    dry_run: Annotated[bool, typer.Option(help="Check text and anchor, say what would happen.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would take: parameters, memory, minutes, bytes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train and pack the expert now, on this machine; nothing leaves. Resumes where it was interrupted."""
-    from motet.client.foreground import plan_training, train_now
+    from motet.client.foreground import train_now
+    from motet.client.plan import plan_training
 
     if dry_run:
         plan = plan_training(directory)

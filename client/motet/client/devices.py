@@ -4,6 +4,10 @@ model.to(device_of(config))
 require_devices(config)                 # as many as there are processes
 """
 
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 import torch
 
 from motet.client.owner import TrainingConfig
@@ -49,3 +53,15 @@ def require_devices(config: TrainingConfig) -> None:
             f"saw processes = {config.processes} under [training], wanted at most {here}, which is how many devices of "
             f"type {device.type} this machine lets us see; lower it, or ask the scheduler for more"
         )
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory of a device that may still be taken; of the CPU this machine's, or what a container leaves of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no such limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return free

@@ -1,0 +1,146 @@
+"""What `motet train` would mean, before anything starts: parameters, memory, minutes, bytes that would leave.
+
+plan = plan_training(Path("owner"))
+plan.lines(), plan.as_json(), plan.warnings
+
+Memory is computed (`motet.client.memory` has the formula); minutes are those of a few real steps on this machine, which
+are not taken where memory will not do.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from motet.client.devices import arithmetic_of, device_of, free_bytes, require_devices
+from motet.client.memory import AnchorShape, Memory, training_memory
+from motet.client.owner import OwnerHome, TrainingConfig, require_kind, require_licence
+from motet.client.preparation import fetch_anchor, load_texts, open_anchor
+from motet.client.proxy_list import require_ready
+from motet.client.trial import try_step
+from motet.moe.anchor import Anchor
+from motet.protocols.anchor_manifest import AnchorManifest
+from motet.protocols.codec import expected_bits
+from motet.protocols.expert_files import factor_specs, row_specs
+from motet.protocols.tensor_files import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """What `motet train` would do. Bytes, seconds."""
+
+    documents: int
+    held_out_documents: int
+    steps: int
+    tokens: int
+    """Tokens in all batches, public text included."""
+    trained_parameters: int
+    frozen_parameters: int
+    update_bytes: int
+    """About what `motet contribute` would send."""
+    processes: int
+    device: str
+    memory: Memory
+    """In each process."""
+    free_bytes: int
+    """Of each accelerator, or of the machine for all processes."""
+    seconds: float | None
+    """Of all steps, at the speed of the trial; None where memory will not do."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What is taken of `free_bytes`."""
+        return self.memory.total * (self.processes if self.device == "cpu" else 1)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What will not do."""
+        if self.memory_bytes <= self.free_bytes:
+            return []
+        return [
+            f"training takes about {_size(self.memory_bytes)} of memory and {self.device} has {_size(self.free_bytes)} "
+            "free: lower batch_size (gradient_accumulation makes up for it) or sequence_length, set "
+            "gradient_checkpointing, or train a lowrank expert"
+        ]
+
+    def as_json(self) -> dict[str, object]:
+        """The plan as a JSON object."""
+        kept = {name: getattr(self, name) for name in self.__slots__}
+        seconds = None if self.seconds is None else round(self.seconds, 1)
+        memory = self.memory.as_json() | {"total": self.memory_bytes}
+        return kept | {"memory": memory, "seconds": seconds, "warnings": self.warnings}
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        where = f"{self.processes} processes on {self.device}" if self.processes > 1 else self.device
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.memory.as_json().items())
+        time = "not tried" if self.seconds is None else f"about {self.seconds / 60:.1f} minutes at the speed of a trial"
+        return [
+            f"text      {self.documents} documents to train on, {self.held_out_documents} held out",
+            f"training  {self.steps} steps, {self.tokens:,} tokens, {self.trained_parameters:,} parameters beside "
+            f"{self.frozen_parameters:,} frozen ones",
+            f"memory    about {_size(self.memory_bytes)} on {where}, {_size(self.free_bytes)} free ({parts})",
+            f"time      {time}",
+            f"upload    about {self.update_bytes:,} bytes, when you contribute",
+            *(f"warning: {line}" for line in self.warnings),
+            "nothing was trained and nothing has left",
+        ]
+
+
+def plan_training(directory: Path) -> TrainingPlan:
+    """Check the text and the anchor, and say what training would mean; raises what training would raise."""
+    home = OwnerHome.load(directory.absolute())
+    settings = home.config.training
+    require_licence(home.config, home.charter)
+    require_kind(home.charter, settings.kind, settings.rank)
+    require_ready(home)
+    require_devices(settings)
+    fetch_anchor(home)
+    corpus, _ = load_texts(home)
+    anchor = open_anchor(home)
+    shape, device = AnchorShape.of(anchor), device_of(settings)
+    per_step = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
+    memory = _memory(shape, settings, device)
+    plan = TrainingPlan(
+        documents=len(corpus.train),
+        held_out_documents=len(corpus.held_out),
+        steps=settings.steps,
+        tokens=settings.steps * per_step,
+        trained_parameters=shape.trained(settings),
+        frozen_parameters=shape.parameters,
+        update_bytes=_update_bytes(home, anchor.manifest),
+        processes=settings.processes,
+        device=device.type,
+        memory=memory,
+        free_bytes=free_bytes(device),
+        seconds=None,
+    )
+    return plan if plan.warnings else _timed(plan, anchor, home)
+
+
+def _memory(shape: AnchorShape, settings: TrainingConfig, device: torch.device) -> Memory:
+    half = arithmetic_of(settings) == torch.bfloat16
+    return training_memory(shape, settings, half=half, on_cpu=device.type == "cpu")
+
+
+def _timed(plan: TrainingPlan, anchor: Anchor, home: OwnerHome) -> TrainingPlan:
+    trial = try_step(anchor, home.charter.routing, home.config.training)
+    return replace(plan, seconds=trial.seconds * plan.steps)
+
+
+def _update_bytes(home: OwnerHome, anchor: AnchorManifest) -> int:
+    """About what the update will take: matrices as the codec encodes them, routing rows as they are."""
+    bits = expected_bits(home.codec_settings())
+    matrices = sum(math.prod(spec.shape) for spec in _matrices(home, anchor))
+    return round(matrices * bits / 8) + sum(spec.nbytes for spec in row_specs(anchor))
+
+
+def _matrices(home: OwnerHome, anchor: AnchorManifest) -> list[TensorSpec]:
+    """What is trained: the anchor's feed-forward matrices, or two factors for each."""
+    settings = home.config.training
+    return anchor.ffn() if settings.kind == "full" else factor_specs(anchor, settings.rank)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
