@@ -135,6 +135,8 @@ def test_every_source_gives_the_adapter_that_computes_what_the_composite_does(ad
     for name, found in sources.items():
         write_adapter(tmp_path / f"from-{name}", found.factors, base=None if found.base is None else str(found.base))
         assert torch.allclose(logits_in_peft(anchor, tmp_path / f"from-{name}"), expected, atol=1e-4), name
+    files = {(tmp_path / f"from-{name}" / "adapter_model.safetensors").read_bytes() for name in sources}
+    assert len(files) == 1
     assert json.loads((tmp_path / "from-home" / "adapter_config.json").read_text())["r"] == 4
     assert adopt(home, tmp_path / "from-home").contribution.rank == 4
 

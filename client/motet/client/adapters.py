@@ -121,12 +121,11 @@ def _write_configuration(directory: Path, rank: int, base: str | None) -> None:
 
 
 def _write_tensors(path: Path, factors: Mapping[str, Factors]) -> None:
-    folded = {name: each.folded() for name, each in factors.items()}
-    tensors = {
-        PREFIX + stored: tensor
-        for name, each in folded.items()
-        for stored, tensor in zip(factor_names(name), (each.a, each.b), strict=True)
-    }
+    tensors = {}
+    for name in sorted(factors):  # so that the same factors are the same file, wherever they were found
+        folded = factors[name].folded()
+        for stored, tensor in zip(factor_names(name), (folded.a, folded.b), strict=True):
+            tensors[PREFIX + stored] = tensor
     specs = [TensorSpec(name=name, dtype="BF16", shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
     with TensorWriter(path, specs) as writer:
         for name, tensor in tensors.items():
