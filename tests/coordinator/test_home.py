@@ -14,7 +14,7 @@ import pytest
 
 from motet.coordinator.founding import init
 from motet.coordinator.home import CoordinatorHome
-from motet.protocols.charter import Addresses, Charter
+from motet.protocols.charter import Addresses, Charter, RoutingRules
 from motet.protocols.errors import (
     AdmissionRefused,
     AnchorError,
@@ -84,6 +84,22 @@ def test_a_federation_has_a_plain_name(tmp_path: Path, anchor_with_statistics: P
             addresses=ADDRESSES,
         )
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "proxies", "counted"), [("filter", 0, True), ("token", 0, True), ("token", 2, False)])
+def test_public_tokens_are_counted_where_evidence_is(
+    tmp_path: Path, anchor_with_statistics: Path, public_text: Path, kind: str, proxies: int, counted: bool
+) -> None:
+    charter = init(
+        tmp_path / "home",
+        name="x",
+        anchor_directory=anchor_with_statistics,
+        public_text=public_text,
+        addresses=ADDRESSES,
+        routing=RoutingRules(kind=kind, proxies=proxies),
+    )
+    assert charter.routing.counted == counted
+    assert (tmp_path / "home" / "public-tokens.npy").exists() == counted
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,15 @@ def init(
     named = _checked(name)
     with _made_whole(path) as building:
         anchor = Anchor.load(anchor_directory)
+        rules = rules_on(anchor.family, routing)
         terms: _Terms = {
             "name": named,
             "addresses": addresses,
             "experts": experts,
-            "routing": rules_on(anchor.family, routing),
+            "routing": rules,
             "training": training,
         }
-        pin = _publish(building, anchor, public_text, counted=routing.counted)
+        pin = _publish(building, anchor, public_text, counted=rules.counted)
         return _found(building, terms, pin, hosts)
 
 
