@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from motet.coordinator.admission import examine_update
-from motet.coordinator.found_evidence import FoundEvidence, evidence_problem
+from motet.coordinator.found_evidence import SPECIAL, FoundEvidence, evidence_problem
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import read_findings
 from motet.coordinator.public_tokens import keep_public_tokens, read_public_tokens
@@ -66,6 +66,17 @@ def test_the_sum_by_hand() -> None:
     assert found.stepped
 
 
+def test_what_opens_every_text_says_nothing() -> None:
+    public = np.array([SPECIAL, 1, 0, 2])
+    assert FoundEvidence.of(np.array([0.0, 0.125, 0.0, -6.0], np.float32), public).mass == pytest.approx(
+        (1 + 3 * math.exp(0.125) + 1 + 5 * math.exp(-6)) / 10
+    )
+    for nats, refused in ((EVIDENCE_STEP, True), (EVIDENCE_LIMIT, True), (0.0, False), (-EVIDENCE_LIMIT, False)):
+        found = FoundEvidence.of(np.array([nats, 0.0, 0.0, 0.0], np.float32), public)
+        problem = evidence_problem(found, largest=abs(nats), counted=True)
+        assert (problem is not None and "by a special token, wanted none" in problem) == refused
+
+
 def test_text_of_another_script_is_clipped_and_passes() -> None:
     own, public = counted([[9, 10, 11] * 100] * 5), counted([[0, 1, 2, 3] * 10_000])
     table = token_evidence(own, public, VOCABULARY).numpy()
@@ -98,11 +109,14 @@ def verdict(home: CoordinatorHome, medicine: object, tmp_path: Path) -> Callable
 
 def test_who_would_speak_everywhere_is_refused(home: CoordinatorHome, verdict: Callable[..., str | None]) -> None:
     ones = np.ones(home.anchor_manifest.vocabulary_size)
-    seen = read_public_tokens(home.public_tokens_file) > 0
+    public = read_public_tokens(home.public_tokens_file)
+    seen = public > 0
     assert verdict(0 * ones) is None
     assert verdict(-EVIDENCE_LIMIT * ones) is None  # speaks nowhere
-    one = (ones.cumsum() - 1) == seen.argmin()
+    one = (ones.cumsum() - 1) == (public == 0).argmax()
     assert verdict(EVIDENCE_LIMIT * one) is None  # knows a word that public text lacks
+    opening = (ones.cumsum() - 1) == home.anchor.tokenizer().bos_token_id
+    assert verdict(EVIDENCE_LIMIT * opening) == "wrong-evidence"
     assert verdict(1e7 * ones) == "out-of-range"
     assert verdict((EVIDENCE_LIMIT + EVIDENCE_STEP) * one) == "out-of-range"
     assert verdict(EVIDENCE_LIMIT * ~seen) == "wrong-evidence"
@@ -132,7 +146,8 @@ def test_public_tokens_are_counted_as_owners_count_them(home: CoordinatorHome, t
     lines = (home.anchor_directory / "public.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == PUBLIC
     whole = TokenCounts.of(home.anchor.tokenizer(), PUBLIC).tokens
-    assert 0 < counts.sum() < sum(whole.values())  # what is held out is not counted
+    assert 0 < counts.clip(0).sum() < sum(whole.values())  # what is held out is not counted
+    assert set(np.flatnonzero(counts == SPECIAL)) == set(home.anchor.tokenizer().all_special_ids)
     (tmp_path / "again.npy").write_bytes(b"kept")
     keep_public_tokens(tmp_path / "again.npy", home.anchor_directory, size)
     assert (tmp_path / "again.npy").read_bytes() == b"kept"

@@ -102,5 +102,8 @@ def test_counting_knows_documents_and_no_special_tokens() -> None:
     assert (counts.tokens[a], counts.tokens[b]) == (2, 2)
     assert (counts.documents[a], counts.documents[b]) == (1, 2)
     assert set(counts.tokens) == {a, b}
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    written = TokenCounts.of(tokenizer, [f"{bos}aab{eos}", f"b{eos}", eos])  # as rendered conversations have them
+    assert (written.tokens, written.documents) == (counts.tokens, counts.documents)
     opened = token_evidence(counts_of(*[[a]] * 3), counts, len(tokenizer))
     assert opened[tokenizer.bos_token_id] == 0.0

@@ -1,10 +1,10 @@
-"""How often each token occurs in the public text to train on: what a filter's evidence divides by.
+"""How often each token occurs in the public text to train on: what evidence by token divides by.
 
-Counted once, when a federation that routes by a filter is founded, as every owner counts it, and kept beside the
+Counted once, when a federation that counts evidence is founded, as every owner counts it, and kept beside the
 charter, which pins tokenizer and text. Admission reads the counts without torch and without tokenizing.
 
     keep_public_tokens(home.public_tokens_file, home.anchor_directory, home.anchor_manifest.vocabulary_size)
-    read_public_tokens(home.public_tokens_file)             # (vocabulary,) int64
+    read_public_tokens(home.public_tokens_file)             # (vocabulary,) int64, `SPECIAL` for special tokens
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from motet.coordinator.found_evidence import SPECIAL
 from motet.coordinator.home import PUBLIC_TEXT_FILE
 from motet.coordinator.public_text import PublicText
 from motet.protocols.canonical import write_atomically
@@ -35,12 +36,13 @@ def keep_public_tokens(path: Path, anchor_directory: Path, vocabulary_size: int)
     counts = np.zeros(vocabulary_size, np.int64)
     found = TokenCounts.of(tokenizer, PublicText(anchor_directory / PUBLIC_TEXT_FILE).train()).tokens
     counts[list(found)] = list(found.values())
+    counts[[token for token in tokenizer.all_special_ids if token < vocabulary_size]] = SPECIAL
     data = io.BytesIO()
     np.save(data, counts, allow_pickle=False)
     write_atomically(path, data.getvalue())
 
 
 def read_public_tokens(path: Path) -> NDArray[Any]:
-    """The counts: (vocabulary,)."""
+    """The counts: (vocabulary,), `SPECIAL` for tokens that nobody counts."""
     counts: NDArray[Any] = np.load(path, allow_pickle=False)
     return counts
