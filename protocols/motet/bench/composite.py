@@ -150,6 +150,9 @@ def _anchor(settings: Settings) -> "PreTrainedModel":
         num_hidden_layers=settings.layers,
         num_attention_heads=max(1, settings.hidden_size // 64),
         max_position_embeddings=TOKENS,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model: PreTrainedModel = Olmo2ForCausalLM(config).requires_grad_(False)
     return model
