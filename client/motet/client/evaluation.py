@@ -115,7 +115,7 @@ def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None
         if not (folder / "composite.json").exists():
             _fetch(home, composite, folder, progress)
         try:
-            _require(verify_composite(folder), composite, home)
+            require_composite(verify_composite(folder), composite, home)
         except AssemblyError:
             shutil.rmtree(folder)  # so that the next call fetches it anew
             raise
@@ -135,7 +135,8 @@ def _fetch(home: OwnerHome, composite: str, folder: Path, progress: Callable[[in
         )
 
 
-def _require(manifest: CompositeManifest, composite: str, home: OwnerHome) -> None:
+def require_composite(manifest: CompositeManifest, composite: str, home: OwnerHome) -> None:
+    """Raises AssemblyError for another composite than asked for, AnchorMismatch for one of another anchor."""
     if manifest.digest != composite:
         raise AssemblyError(f"saw the composite {manifest.digest}, wanted {composite}; fetch it again")
     if manifest.anchor != home.charter.anchor.digest:

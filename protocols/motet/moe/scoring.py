@@ -214,7 +214,7 @@ def examine(
     Raises:
         AssemblyError, DataError: as `score_rows`; DataError too if all sets of more than eight experts are asked for.
     """
-    model = _load(composite, dtype)
+    model = load_composite(composite, dtype)
     model.to(torch.device(device))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     windows = windows_of(tokenizer, documents, sequence_length=sequence_length, batch_size=batch_size, answers=answers)
@@ -250,7 +250,8 @@ def dense_model(composite: MotetForCausalLM, ffn: Mapping[str, Tensor]) -> PreTr
     return model
 
 
-def _load(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
+def load_composite(directory: Path, dtype: torch.dtype) -> MotetForCausalLM:
+    """A composite to score, in `dtype` or that of its stored weights if it is wider; raises AssemblyError."""
     try:
         wide = torch.promote_types(dtype, _stored_dtype(directory))
         model: MotetForCausalLM = MotetForCausalLM.from_pretrained(directory, dtype=wide, local_files_only=True)

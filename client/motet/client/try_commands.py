@@ -1,0 +1,74 @@
+"""The sub-command `motet try`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from motet.protocols.errors import ConfigurationError
+from motet.protocols.output import Json, note, progress_line, show
+
+if TYPE_CHECKING:
+    from motet.client.owner import OwnerHome
+
+
+def try_command(
+    directory: Annotated[Path, typer.Option("--dir", help="Your home; before joining, a folder for what is fetched.")],
+    digest: Annotated[
+        str | None, typer.Argument(metavar="COMPOSITE", help="Its digest; the newest published if not given.")
+    ] = None,
+    composite: Annotated[
+        Path | None, typer.Option(help="The composite's folder, where it was handed over; nothing of it is fetched.")
+    ] = None,
+    charter: Annotated[Path | None, typer.Option(help="Before joining: the coordinator's charter.signed.json.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="Before joining: the key that must have signed it.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Before joining: a file or glob pattern of your text; may be repeated.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Before joining: about how much of the text to use.")] = 1 << 18,
+    expert: Annotated[Path | None, typer.Option(help="Your expert's file instead of the newest in the outbox.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Your expert as a PEFT adapter trained elsewhere.")] = None,
+    base_confirmed: Annotated[
+        bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be fetched and scored, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure on your own text what a composite brings, alone and with your expert added. Nothing is uploaded.
+
+    In bits per byte of documents held out, with intervals over documents. Before joining it takes the charter, the
+    coordinator's key and a charter that allows it (experts.try_before_joining), or the composite as a folder.
+    """
+    from motet.client.own_expert import find_source
+    from motet.client.trying import plan_trial, try_composite
+
+    home = _home(directory, charter, coordinator, data, max_bytes)
+    source = find_source(home, file=expert, adapter=adapter, base_confirmed=base_confirmed)
+    if dry_run:
+        plan = plan_trial(home, composite=digest, folder=composite, source=source)
+        show(plan.as_json(), as_json=as_json, lines=plan.lines())
+        return
+    trial = try_composite(
+        home, composite=digest, folder=composite, source=source, tell=note, progress=progress_line("fetching")
+    )
+    show(trial.as_json(), as_json=as_json, lines=trial.lines())
+
+
+def _home(
+    directory: Path, charter: Path | None, coordinator: str | None, data: list[str] | None, max_bytes: int
+) -> "OwnerHome":
+    from motet.client.owner import OwnerHome
+    from motet.client.trying import guest
+
+    if charter is None:
+        if coordinator is not None or data:
+            raise ConfigurationError(
+                "saw --coordinator or --data without --charter; a home has its own, before joining give all three"
+            )
+        return OwnerHome.load(directory)
+    if coordinator is None or not data:
+        raise ConfigurationError(
+            "saw --charter without --coordinator and --data, wanted the key that must have signed it and your text; "
+            "ask the coordinator for the key"
+        )
+    return guest(charter, directory, files=tuple(data), coordinator=coordinator, max_bytes=max_bytes)
