@@ -32,6 +32,7 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Keep the homes with keys, text statistics and ledger too.")] = False,
 ) -> None:
     """Run a whole federation on this machine: three owners, a coordinator, real Flower and gRPC connections."""
+    from motet.demo import quickstart
     from motet.demo.play import play
     from motet.demo.view import view_of
 
@@ -41,7 +42,7 @@ def demo(
         signal.signal(number, _interrupt)
     try:
         with view_of(sys.stderr) as view:
-            report = play(folder, view)
+            report = play(folder, view, quickstart.cast())
     finally:
         if not keep:
             _clear(folder)

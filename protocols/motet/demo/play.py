@@ -1,6 +1,6 @@
 """The demonstration from the first key to the report: every step a command that anyone can type.
 
-    report = play(Path("motet-demo"), tell=view.tell)
+    report = play(Path("motet-demo"), view, quickstart.cast())
     report.table()
 
 Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from motet.demo import quickstart
+from motet.demo.cast import Cast
 from motet.demo.samples import samples_of
 from motet.protocols.canonical import write_atomically
 from motet.protocols.errors import FederationError
@@ -25,16 +25,6 @@ from motet.protocols.flower_home import free_port
 from motet.protocols.processes import Troupe
 from motet.protocols.report import CompositeSummary, Report
 
-RUN_SECONDS = 600.0
-"""After so long the run counts as stuck; it takes one to two minutes on two cores."""
-SETTINGS = (
-    "training.steps=150",
-    "training.batch_size=4",
-    "training.sequence_length=256",
-    "training.learning_rate=5e-3",
-    "training.checkpoint_every=75",
-    "contribution.consent=automatic",
-)
 _POLL_SECONDS = 0.3
 
 
@@ -73,7 +63,7 @@ class Stopwatch:
         return self.seconds | {"total": round(time.monotonic() - self._began, 1)}
 
 
-def play(directory: Path, view: View) -> Report:
+def play(directory: Path, view: View, cast: Cast) -> Report:
     """Run the whole federation in a new or empty folder; no process outlives this call.
 
     Raises:
@@ -83,20 +73,22 @@ def play(directory: Path, view: View) -> Report:
     coordinator, watch = directory / "coordinator", Stopwatch()
     with Troupe(logs=directory / "logs", environment=_environment()) as troupe:
         with watch.phase("join"):
-            _found(directory, coordinator, troupe, view)
+            _found(directory, coordinator, troupe, view, cast)
         with watch.phase("start"):
-            view.step("starting the SuperLink, the data plane, three SuperNodes and three workers")
-            _start(directory, coordinator, troupe)
-        _follow(coordinator, troupe, view, watch)
+            count = len(cast.owners)
+            view.step(f"starting the SuperLink, the data plane, {count} SuperNodes and {count} workers")
+            _start(directory, coordinator, troupe, cast)
+        _follow(coordinator, troupe, view, watch, cast.run_seconds)
         with watch.phase("export"):
             view.step("exporting the composite for plain transformers")
-            made = _command(troupe, ["assemble", "--dir", str(coordinator), "--json"])
+            made = _command(troupe, ["assemble", "--dir", str(coordinator), *cast.exporting, "--json"])
         with watch.phase("report"):
             found = _command(troupe, ["report", "--dir", str(coordinator), "--json"])
     with watch.phase("generate"):
         view.step("generating with and without one expert")
+        made = {key: value for key, value in made.items() if key in CompositeSummary.model_fields}
         composite = CompositeSummary.model_validate(made)
-        samples = samples_of(Path(composite.path))
+        samples = samples_of(Path(composite.path), cast.prompts)
     told = {"composite": made, "seconds": watch.total(), "samples": samples, "evaluation": None}
     report = Report.model_validate(found | told)
     write_atomically(
@@ -118,43 +110,41 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _found(directory: Path, coordinator: Path, troupe: Troupe, view: View) -> None:
+def _found(directory: Path, coordinator: Path, troupe: Troupe, view: View, cast: Cast) -> None:
     """The coordinator's home, the owners' homes, and the enrolments."""
-    files = quickstart.directory()
     view.step("the coordinator makes its keys, a private CA and the charter")
-    anchor, public = files / "anchor", files / "text" / "public.jsonl"
-    texts = ["--anchor", str(anchor), "--public-text", str(public)]
+    texts = ["--anchor", str(cast.anchor), "--public-text", str(cast.public_text)]
     addresses = ["--data-plane", _address(), "--flower", _address()]
-    _command(troupe, ["init", str(coordinator), "--name", "quickstart", *texts, *addresses, "--json"])
+    _command(troupe, ["init", str(coordinator), "--name", cast.name, *texts, *addresses, "--json"])
     charter = coordinator / "charter.signed.json"
-    for owner in quickstart.owners():
+    for owner in cast.owners:
         view.step(f"{owner.name} joins with its own keys, and the coordinator enrols it")
         home = directory / "owners" / owner.name
-        settings = [*SETTINGS, *([f"data.max_bytes={owner.max_bytes}"] if owner.max_bytes else [])]
+        settings = [*cast.settings, *([f"data.max_bytes={owner.max_bytes}"] if owner.max_bytes else [])]
         options = [part for setting in settings for part in ("--set", setting)]
         named = ["--name", owner.name, "--data", owner.files, "--licence", owner.licence]
         _command(troupe, ["join", str(charter), "--dir", str(home), *named, *options, "--yes", "--json"])
         _command(troupe, ["admit", str(home / "join-request.json"), "--dir", str(coordinator), "--json"])
 
 
-def _start(directory: Path, coordinator: Path, troupe: Troupe) -> None:
+def _start(directory: Path, coordinator: Path, troupe: Troupe, cast: Cast) -> None:
     for part in ("superlink", "data-plane"):
         troupe.start(part, _line(["coordinate", part, "--dir", str(coordinator)]))
-    for owner in quickstart.owners():
+    for owner in cast.owners:
         home = str(directory / "owners" / owner.name)
         for part in ("supernode", "worker"):
             troupe.start(f"{part}-{owner.name}", _line(["work", part, "--dir", home]))
-    run = ["coordinate", "run", "--dir", str(coordinator), "--min-owners", str(len(quickstart.owners()))]
+    run = ["coordinate", "run", "--dir", str(coordinator), "--min-owners", str(len(cast.owners))]
     troupe.start("run", _line(run), may_end=True)
 
 
-def _follow(coordinator: Path, troupe: Troupe, view: View, watch: Stopwatch) -> None:
+def _follow(coordinator: Path, troupe: Troupe, view: View, watch: Stopwatch, run_seconds: float) -> None:
     """Show the run until it is through; its phases, as the coordinator publishes them, are timed."""
-    deadline, phase, began = time.monotonic() + RUN_SECONDS, "connect", time.monotonic()
+    deadline, phase, began = time.monotonic() + run_seconds, "connect", time.monotonic()
     while troupe.running("run"):
         if time.monotonic() > deadline:
             raise FederationError(
-                f"the run takes longer than {RUN_SECONDS:.0f} s; the logs are in {coordinator.parent}/logs"
+                f"the run takes longer than {run_seconds:.0f} s; the logs are in {coordinator.parent}/logs"
             )
         troupe.check()
         state = _state(coordinator)

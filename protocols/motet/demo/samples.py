@@ -1,19 +1,18 @@
 """A few generated words with and without one expert, from a composite on disk.
 
-for sample in samples_of(Path("composite")):
+for sample in samples_of(Path("composite"), {"medicine": "S52 Fracture of"}):
     print(sample.with_expert)
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from motet.protocols.report import Sample
 
 NEW_TOKENS = 24
-PROMPTS = {"medicine": "S52 Fracture of", "mathematics": "|- ( ph ->", "code": "    def __init__(self"}
-"""How each of the quickstart's domains begins a line."""
 
 
-def samples_of(composite: Path) -> list[Sample]:
+def samples_of(composite: Path, prompts: Mapping[str, str]) -> list[Sample]:
     """Greedy continuations of each member's prompt, with all experts and without that one, in one batch."""
     import torch
     from transformers import AutoTokenizer
@@ -27,8 +26,8 @@ def samples_of(composite: Path) -> list[Sample]:
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     experts = list(model.config.names)
     found = []
-    for expert in (name for name in experts if name in PROMPTS and name != ANCHOR):
-        inputs = tokenizer([PROMPTS[expert]] * 2, return_tensors="pt")
+    for expert in (name for name in experts if name in prompts and name != ANCHOR):
+        inputs = tokenizer([prompts[expert]] * 2, return_tensors="pt")
         sets = [experts, [name for name in experts if name != expert]]
         tokens = model.generate(
             **inputs,
@@ -39,5 +38,5 @@ def samples_of(composite: Path) -> list[Sample]:
             pad_token_id=tokenizer.pad_token_id,
         )
         texts = [" ".join(text.split()) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        found.append(Sample(prompt=PROMPTS[expert], expert=expert, with_expert=texts[0], without_expert=texts[1]))
+        found.append(Sample(prompt=prompts[expert], expert=expert, with_expert=texts[0], without_expert=texts[1]))
     return found
