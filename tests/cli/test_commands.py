@@ -19,7 +19,7 @@ COMMANDS = (
     "ablate",
     *("admit", "assemble", "bench", "contribute", "coordinate", "demo", "doctor", "eval", "harness", "init", "inspect"),
     "export-adapter",
-    *("join", "pack", "pull", "report", "serve", "train", "unpack", "verify", "version", "withdraw", "work"),
+    *("join", "pack", "pull", "report", "serve", "train", "try", "unpack", "verify", "version", "withdraw", "work"),
 )
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
