@@ -63,6 +63,8 @@ def test_baselines_keep_one_order(tmp_path: Path) -> None:
         ),
         ("", "[experts]\nlowrank_learning_rates = []", r"experts\.lowrank_learning_rates"),
         ("", "[routing]\nstay = [1.5]", r"routing\.stay"),
+        ("", "[routing]\ngain = []", r"routing\.gain"),
+        ("", "[routing]\ngain = [8.0, 1e38]", r"routing\.gain"),
         ("", '[routing]\nkinds = ["guess"]', r"routing\.kinds"),
         ("", "[evaluation]\ntests = 3", r"evaluation\.tests.*docs/quality\.md"),
         ("seed = 3", "", r"seed.*not permitted"),

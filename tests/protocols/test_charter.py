@@ -52,6 +52,7 @@ def test_the_page_names_the_defaults_of_routing() -> None:
         ({"rows": "average"}, "saw rows 'average' with kind 'filter', wanted kind 'token'"),
         ({"kind": "embedding", "embedder": DIGEST, "rows": "average"}, "with kind 'embedding', wanted kind 'token'"),
         ({"kind": "token", "rows": "average", "gain": 0.0}, "gain"),
+        ({"kind": "token", "rows": "average", "gain": 1e38}, "gain"),
         ({"kind": "soft"}, "kind"),
         ({"stay": 1.0}, "stay"),
         ({"temperature": 0.0}, "temperature"),

@@ -15,6 +15,9 @@ from motet.protocols.codec.settings import METHODS, Method
 from motet.protocols.contribution import MAX_RANK, ExpertKind
 from motet.protocols.documents import Document, Name, PublicKey, Strict, TomlFile
 
+MAX_GAIN = 1e4
+"""Of an average: above it one expert has all of the weight in any case, and float32 ends somewhere."""
+
 
 class AnchorPin(Strict):
     """The frozen public model that every expert is a difference to."""
@@ -57,7 +60,7 @@ class RoutingRules(Strict):
     """What rows read. `average`: the mean evidence of all tokens so far, which one more attention head leaves in the
     residual stream; for kind `token` and anchors with norms behind attention. Else this position's hidden state, by the
     closed form of the log density ratio (linear discriminant), or by logistic regression of own against public text."""
-    gain: float = Field(8.0, gt=0)
+    gain: float = Field(8.0, gt=0, le=MAX_GAIN)
     """Average: what the mean evidence is multiplied with."""
     stay: float = Field(0.99, ge=0, lt=1)
     """Filter: the probability that the next token is of the same domain."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, model_validator
 
 from motet.protocols.canonical import Digest, digest_of, file_digest
-from motet.protocols.charter import RoutingRules
+from motet.protocols.charter import MAX_GAIN, RoutingRules
 from motet.protocols.documents import Document, Name, Strict
 from motet.protocols.errors import AssemblyError, DocumentError
 
@@ -27,7 +27,7 @@ class RoutingPolicy(Strict):
     kind: Literal["filter", "token", "embedding"] = "token"
     stay: float = Field(0.99, ge=0, lt=1)
     temperature: float = Field(4.0, gt=0)
-    gain: float | None = Field(None, gt=0)
+    gain: float | None = Field(None, gt=0, le=MAX_GAIN)
     """None where layers' rows decide, and in a filter."""
     top_k: int | None = Field(None, ge=1)
     normalise_top_k: bool = True

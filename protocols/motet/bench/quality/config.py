@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from motet.bench.quality.stages import File
+from motet.protocols.charter import MAX_GAIN
 from motet.protocols.documents import Name, Strict, TomlFile
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 
@@ -90,7 +91,7 @@ class RoutingConfig(Strict):
     """What the evidence of a token is divided by."""
     rows: Literal["average", "logistic", "lda"] = "average"
     """For `token`: what the rows read, the average of the evidence over the prefix, or each position's hidden state."""
-    gain: tuple[Annotated[float, Field(gt=0)], ...] = Field((4.0, 8.0, 16.0), min_length=1)
+    gain: tuple[Annotated[float, Field(gt=0, le=MAX_GAIN)], ...] = Field((4.0, 8.0, 16.0), min_length=1)
     """For `token` with rows `average`: what the average is multiplied with."""
 
 
