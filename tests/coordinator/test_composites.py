@@ -11,6 +11,7 @@ from motet.coordinator.composites import make, plan
 from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.moe.scoring import bits_per_byte
+from motet.protocols.canonical import hex_of
 from motet.protocols.errors import AssemblyError, ExpertSetError
 
 Admit = Callable[..., str]
@@ -70,6 +71,16 @@ def test_what_dropping_the_bias_costs_is_told(federation: Federation) -> None:
     assert json.dumps(made.as_json())
     assert kept.summary.stock_path != made.summary.stock_path
     assert make(federation, stock=False, drop_bias=True).bias is None
+
+
+def test_a_filters_export_of_an_earlier_release_is_not_taken_for_one_of_now(federation: Federation) -> None:
+    earlier = federation.home.stock_directory / hex_of(federation.assemble().digest)
+    earlier.mkdir(parents=True)
+    assert federation.charter.routing.kind == "filter"
+    made = make(federation)
+    assert made.summary.stock_path not in (None, str(earlier))
+    assert make(federation, stock=False).summary.stock_path == made.summary.stock_path
+    assert list(earlier.iterdir()) == []
 
 
 def test_one_unreadable_folder_stops_nobody(federation: Federation, home: CoordinatorHome) -> None:

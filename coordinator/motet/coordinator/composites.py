@@ -149,7 +149,7 @@ def make(
         composite = federation.assemble(without, progress=progress)
     else:
         composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
-    exported = _export(federation, composite.path, composite.digest, drop_bias) if stock else None
+    exported = _export(federation, composite, drop_bias) if stock else None
     bias = _bias_cost(federation, composite, exported) if exported is not None and drop_bias else None
     return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias, tuned=tuned)
 
@@ -157,7 +157,7 @@ def make(
 def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:
     """Where a composite and its export lie, and who is in it; the export with the bias unless `stock` is given."""
     digest = composite.digest
-    folder = federation.home.stock_directory / hex_of(digest)
+    folder = _stock_folder(federation, composite)
     found = stock or (folder if folder.is_dir() else None)
     path = federation.home.composites_directory / hex_of(digest)
     return CompositeSummary(
@@ -169,14 +169,20 @@ def summary_of(federation: Federation, composite: CompositeManifest, stock: Path
     )
 
 
-def _export(federation: Federation, composite: Path, digest: str, drop_bias: bool) -> Path:
+def _stock_folder(federation: Federation, composite: CompositeManifest, *, drop_bias: bool = False) -> Path:
+    """Where an export lies; not under the digest alone a filter's, which earlier releases exported there by token."""
+    form = "-prefix" if composite.routing.kind == "filter" else ""
+    return federation.home.stock_directory / f"{hex_of(composite.digest)}{form}{'-without-bias' if drop_bias else ''}"
+
+
+def _export(federation: Federation, composite: "Composite", drop_bias: bool) -> Path:
     from motet.moe.export import export_stock
 
-    out = federation.home.stock_directory / (hex_of(digest) + ("-without-bias" if drop_bias else ""))
+    out = _stock_folder(federation, composite.manifest, drop_bias=drop_bias)
     if not out.is_dir():
         with storage_errors(out):
             out.parent.mkdir(exist_ok=True)
-        export_stock(composite, out, drop_bias=drop_bias)
+        export_stock(composite.path, out, drop_bias=drop_bias)
     return out
 
 
