@@ -1,6 +1,7 @@
 """How much memory training takes, computed from shapes before anything is loaded.
 
-    frozen        parameters of the anchor x 4 bytes, or x 2 in bfloat16 if it is stored so
+    frozen        parameters of the anchor x 4 bytes, or x 2 in bfloat16 if it is stored so; with frozen_4bit those of
+                  its layers' matrices x 9/16 (half a byte, and 4 bytes for every 64)
     weights       trained parameters x 4 bytes, under bfloat16 x 2 more for the copies it multiplies with
     gradients     trained parameters x 4 bytes
     moments       trained parameters x 8 bytes / processes (AdamW's two)
@@ -37,6 +38,8 @@ class AnchorShape:
     ffn_parameters: int
     factor_parameters: int
     """Of one expert of rank 1."""
+    layer_parameters: int
+    """In the matrices of all layers, feed-forward and attention."""
     layers: int
     hidden: int
     intermediate: int
@@ -55,6 +58,11 @@ class AnchorShape:
             parameters=sum(math.prod(tensor.shape) for tensor in manifest.tensors),
             ffn_parameters=sum(math.prod(spec.shape) for spec in ffn),
             factor_parameters=sum(math.prod(spec.shape) for spec in factor_specs(manifest, 1)),
+            layer_parameters=sum(
+                math.prod(tensor.shape)
+                for tensor in manifest.tensors
+                if tensor.name.startswith("model.layers.") and len(tensor.shape) == 2
+            ),
             layers=manifest.layers,
             hidden=manifest.hidden_size,
             intermediate=sum(math.prod(spec.shape) for spec in ffn) // (3 * manifest.layers * manifest.hidden_size),
@@ -103,7 +111,7 @@ def training_memory(shape: AnchorShape, config: TrainingConfig, *, half: bool, o
     tokens = config.batch_size // config.processes * config.sequence_length
     width = 2 if half else 4
     return Memory(
-        frozen=shape.parameters * (2 if half and shape.stored_half else 4),
+        frozen=_frozen(shape, config, width=2 if half and shape.stored_half else 4),
         weights=trained * (6 if half else 4),
         gradients=trained * 4,
         moments=trained * _MOMENTS // config.processes,
@@ -111,6 +119,11 @@ def training_memory(shape: AnchorShape, config: TrainingConfig, *, half: bool, o
         logits=tokens * shape.vocabulary * _LOGITS,
         working=tokens * shape.intermediate * 4 * width + _LIBRARIES,
     )
+
+
+def _frozen(shape: AnchorShape, config: TrainingConfig, *, width: int) -> int:
+    rounded = shape.layer_parameters if config.frozen_4bit else 0
+    return (shape.parameters - rounded) * width + rounded * 9 // 16
 
 
 def _kept(shape: AnchorShape, config: TrainingConfig, *, on_cpu: bool) -> int:

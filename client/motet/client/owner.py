@@ -89,6 +89,9 @@ class TrainingConfig(Strict):
     processes: int = Field(1, ge=1, le=1024)
     """How many processes on this machine share every forward pass's sequences, each on an accelerator of its own, or
     all on the CPU if that is the device, with `threads` threads each. AdamW's moments are spread over them."""
+    frozen_4bit: bool = False
+    """lowrank: whether the frozen anchor is rounded to four bits while factors are trained beside it, to save memory;
+    needs motet[four-bit]."""
     start: Literal["anchor", "latest"] = "anchor"
     """Whether the expert starts as the anchor, or as the newest version that the coordinator admitted, if there is one:
     each admitted version then begins a new training of so many steps."""
@@ -110,6 +113,11 @@ class TrainingConfig(Strict):
             raise ValueError(
                 f"batch_size, processes: saw batch_size {self.batch_size} for {self.processes} processes, wanted a "
                 "multiple, so that each has the same number of sequences"
+            )
+        if self.frozen_4bit and self.kind == "full":
+            raise ValueError(
+                "kind, frozen_4bit: saw frozen_4bit with kind 'full', wanted kind 'lowrank': a full expert starts as "
+                "the anchor's own matrices and would learn to mend their rounding"
             )
         if self.kind == "lowrank" and self.start == "latest":
             raise ValueError(

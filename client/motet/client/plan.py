@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from motet.client.devices import arithmetic_of, device_of, free_bytes, require_devices
+from motet.client.four_bit import require_bitsandbytes
 from motet.client.memory import AnchorShape, Memory, training_memory
 from motet.client.owner import OwnerHome, TrainingConfig, require_kind, require_licence
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
@@ -96,6 +97,8 @@ def plan_training(directory: Path) -> TrainingPlan:
     require_kind(home.charter, settings.kind, settings.rank)
     require_ready(home)
     require_devices(settings)
+    if settings.frozen_4bit:
+        require_bitsandbytes()
     fetch_anchor(home)
     corpus, _ = load_texts(home)
     anchor = open_anchor(home)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from motet.client.batches import Batches, pack
 from motet.client.checkpoints import Checkpoints
 from motet.client.devices import arithmetic_of, require_devices
+from motet.client.four_bit import quantise_frozen, require_bitsandbytes
 from motet.client.lowrank import Expansion, factors_of, initial_factors, parameters_of
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
@@ -105,6 +106,8 @@ def train(
     """
     torch.set_num_threads(config.threads)
     require_devices(config)
+    if config.frozen_4bit:
+        require_bitsandbytes()
     try:
         if config.processes > 1 and not _trained_together(material, config, folder, on_progress, should_stop):
             return None
@@ -161,12 +164,13 @@ def expert_model(
     checkpointing: bool = False,
     half: bool = False,
     factors: Mapping[str, Factors] | None = None,
+    frozen_4bit: bool = False,
 ) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
     """The two-expert composite, all frozen but the float32 parameters returned, which start as the material says.
 
-    With `factors` (float32) the expert is a low-rank one that starts from these. With `half` the frozen part takes half
-    the memory, if the anchor is stored in bfloat16 so that nothing of it is lost; then run the model under autocast. In
-    float32 otherwise.
+    With `factors` (float32) the expert is a low-rank one that starts from these; `frozen_4bit` then rounds the anchor.
+    With `half` the frozen part takes half the memory, if the anchor is stored in bfloat16 so that nothing of it is
+    lost; then run the model under autocast. In float32 otherwise.
     """
     stored_half = {spec.dtype for spec in material.anchor.manifest.ffn()} == {"BF16"}
     anchor = material.anchor.model(dtype=torch.bfloat16 if half and stored_half else torch.float32)
@@ -178,6 +182,8 @@ def expert_model(
         parameters |= trainable_router(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    if frozen_4bit:
+        quantise_frozen(model)
     model.train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -228,11 +234,7 @@ class _Run:
 
     @classmethod
     def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
-        half = arithmetic_of(config) == torch.bfloat16
-        factors = starting_factors(material, config)
-        model, parameters = expert_model(
-            material, checkpointing=config.gradient_checkpointing, half=half, factors=factors
-        )
+        model, parameters = model_of(material, config)
         work = Step.of(model, parameters, config)
         checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
         step = checkpoints.restore(parameters, work.optimizer)
@@ -276,6 +278,17 @@ class _Run:
         )
 
 
+def model_of(material: Material, config: TrainingConfig) -> tuple[MotetForCausalLM, dict[str, nn.Parameter]]:
+    """The model and its parameters as `[training]` asks for them; see `expert_model`."""
+    return expert_model(
+        material,
+        checkpointing=config.gradient_checkpointing,
+        half=arithmetic_of(config) == torch.bfloat16,
+        factors=starting_factors(material, config),
+        frozen_4bit=config.frozen_4bit,
+    )
+
+
 def starting_factors(material: Material, config: TrainingConfig) -> dict[str, Factors] | None:
     """What a low-rank expert starts from; None for a full one."""
     if config.kind == "full":
@@ -286,9 +299,12 @@ def starting_factors(material: Material, config: TrainingConfig) -> dict[str, Fa
 def fingerprint(material: Material, config: TrainingConfig) -> str:
     """Names everything that determines the expert. How often it is saved does not, nor how many processes share
     the work: any number continues a checkpoint, though their sums round differently."""
-    settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", "kind", "rank", "alpha"})
+    newer = {"kind", "rank", "alpha", "frozen_4bit"}
+    settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", *newer})
     if config.kind == "lowrank":  # else it is what it was before there were others
         settings |= {"kind": config.kind, "rank": config.rank, "scale": config.scale}
+    if config.frozen_4bit:
+        settings |= {"frozen_4bit": True}
     return digest_of({"schema": "motet.training/1", "material": material.digest, "settings": settings})
 
 

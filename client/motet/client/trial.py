@@ -17,12 +17,12 @@ import torch
 
 from motet.bench.memory import MemoryWatch
 from motet.client.data import Corpus
-from motet.client.devices import arithmetic_of, require_devices
+from motet.client.devices import require_devices
 from motet.client.owner import TrainingConfig
 from motet.client.preparation import Material
 from motet.client.ranks import run_ranks
 from motet.client.step import Step
-from motet.client.training import expert_model, starting_factors
+from motet.client.training import model_of
 from motet.moe.anchor import Anchor
 from motet.moe.routing import RoutingRows
 from motet.protocols.canonical import digest_of
@@ -69,12 +69,7 @@ def _steps(
     material: Material, config: TrainingConfig, tell: Callable[[Trial], None], should_stop: Callable[[], bool]
 ) -> None:
     watch = MemoryWatch.begin()
-    model, parameters = expert_model(
-        material,
-        checkpointing=config.gradient_checkpointing,
-        half=arithmetic_of(config) == torch.bfloat16,
-        factors=starting_factors(material, config),
-    )
+    model, parameters = model_of(material, config)
     step = Step.of(model, parameters, config)
     draw = torch.Generator().manual_seed(config.seed)
     shape = (config.batch_size, config.sequence_length + 1)
