@@ -1,5 +1,6 @@
 """How well routing separates two texts: the area under the curve, counted by hand, in anchors and composites."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,17 @@ from motet.moe.evidence import Evidence
 from motet.moe.experts import Expert
 from motet.moe.logistic import logistic_rows
 from motet.moe.routing import RoutingRows
-from motet.moe.separation import auc, evidence_separation, separation
+from motet.moe.separation import Separation, auc, evidence_separation, separation
 from motet.protocols.errors import DataError, StatisticsError
 
 OWN = [f"kidney heart {word} liver bone acute {word}" for word in ("mild", "severe", "benign", "left", "right", "lung")]
 PUBLIC = [f"THE {word} OF 19{n}77: 4{n}, 5{n}0" for n, word in enumerate(("TRADE", "EXPORT", "PRICE", "WAGE", "TAX"))]
 TEXT = {"own": OWN, "public": PUBLIC, "sequence_length": 24}
+EACH = TEXT | {"own": {"medicine": OWN}}
+
+
+def separated(model, rows: RoutingRows, anchor: Anchor, **options) -> Separation:
+    return separation(model, {"medicine": rows}, anchor.tokenizer(), **EACH | options)["medicine"]
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +52,20 @@ def test_nothing_to_compare_is_refused(bad: torch.Tensor) -> None:
 
 def test_rows_fitted_on_the_texts_separate_them_and_random_ones_do_not(anchor: Anchor) -> None:
     model = anchor.model(torch.float32)
-    fitted = separation(model, logistic_rows(anchor, OWN, PUBLIC), anchor.tokenizer(), **TEXT)
+    fitted = separated(model, logistic_rows(anchor, OWN, PUBLIC), anchor)
     assert len(fitted.layers) == len(fitted.documents) == 2
     assert min(fitted.layers) > 0.9
     assert fitted.documents == (1.0, 1.0)
     assert fitted.own_positions == sum(map(len, OWN))
     assert fitted.public_positions == sum(map(len, PUBLIC))
     nothing = RoutingRows(weight=torch.zeros(2, 32), bias=torch.ones(2))
-    assert separation(model, nothing, anchor.tokenizer(), **TEXT).layers == (0.5, 0.5)
+    assert separated(model, nothing, anchor).layers == (0.5, 0.5)
 
 
 def test_batches_change_nothing_and_the_model_is_left_as_it_was(anchor: Anchor) -> None:
     model, draw = anchor.model(torch.float32), torch.Generator().manual_seed(1)
     rows = RoutingRows(weight=torch.randn(2, 32, generator=draw), bias=torch.zeros(2))
-    found = [separation(model, rows, anchor.tokenizer(), batch_size=size, **TEXT) for size in (1, 8)]
+    found = [separated(model, rows, anchor, batch_size=size) for size in (1, 8)]
     assert found[0].layers == pytest.approx(found[1].layers, abs=1e-3)
     assert not any(layer.mlp._forward_pre_hooks for layer in model.model.layers)
 
@@ -70,8 +76,8 @@ def test_a_composites_states_are_those_after_its_experts_have_spoken(anchor: Anc
     ffn = {name: torch.randn(tensor.shape, generator=draw) for name, tensor in anchor.ffn().items()}
     expert = Expert(name="law", contribution=f"sha256:{'0' * 64}", ffn=ffn, rows=rows)
     composite = compose(anchor.model(torch.float32), [expert], evidence=Evidence(stay=0.9, temperature=2.0))
-    before = separation(anchor.model(torch.float32), rows, anchor.tokenizer(), **TEXT)
-    after = separation(composite, rows, anchor.tokenizer(), **TEXT)
+    before = separated(anchor.model(torch.float32), rows, anchor)
+    after = separated(composite, rows, anchor)
     assert after.layers[0] == pytest.approx(before.layers[0], abs=1e-6)  # nothing has spoken before the first
     assert abs(after.layers[1] - before.layers[1]) > 0.01
 
@@ -91,6 +97,16 @@ def test_evidence_adds_up(anchor: Anchor) -> None:
 def test_rows_for_other_layers_and_empty_texts_are_refused(anchor: Anchor) -> None:
     model, rows = anchor.model(torch.float32), RoutingRows(weight=torch.zeros(3, 32), bias=torch.zeros(3))
     with pytest.raises(StatisticsError, match="saw rows for 3 layers and a model of 2"):
-        separation(model, rows, anchor.tokenizer(), **TEXT)
+        separated(model, rows, anchor)
     with pytest.raises(DataError, match="wanted text in each"):
-        separation(model, rows, anchor.tokenizer(), **TEXT | {"own": []})
+        separated(model, replace(rows, weight=torch.zeros(2, 32), bias=torch.zeros(2)), anchor, own={"medicine": []})
+
+
+def test_several_experts_have_what_each_has_alone(anchor: Anchor) -> None:
+    model, tokenizer = anchor.model(torch.float32), anchor.tokenizer()
+    rows = {"medicine": logistic_rows(anchor, OWN, PUBLIC), "trade": logistic_rows(anchor, PUBLIC, OWN)}
+    options = {"public": PUBLIC, "sequence_length": 24}
+    both = separation(model, rows, tokenizer, own={"medicine": OWN, "trade": OWN[:2]}, **options)
+    assert both["medicine"] == separated(model, rows["medicine"], anchor)
+    assert both["trade"] == separated(model, rows["trade"], anchor, own={"medicine": OWN[:2]})
+    assert max(both["trade"].layers) < 0.1

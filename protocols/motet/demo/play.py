@@ -3,7 +3,8 @@
     report = play(Path("motet-demo"), view, quickstart.cast())
     report.table()
 
-Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`.
+Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`. `assembled.json` is what
+the assembly told, such as the cost of an export without bias.
 """
 
 import json
@@ -86,6 +87,7 @@ def play(directory: Path, view: View, cast: Cast) -> Report:
             found = _command(troupe, ["report", "--dir", str(coordinator), "--json"])
     with watch.phase("generate"):
         view.step("generating with and without one expert")
+        write_atomically(directory / "assembled.json", json.dumps(made, indent=2).encode())
         made = {key: value for key, value in made.items() if key in CompositeSummary.model_fields}
         composite = CompositeSummary.model_validate(made)
         samples = samples_of(Path(composite.path), cast.prompts)

@@ -6,12 +6,12 @@ that a position of the own text scores above one of public text, ties counting h
 McNeil, Radiology 1982). 0.5 is chance; no threshold, prior or scale enters. Padding and each window's first position
 are left out. Positions of one document are alike, so the documents are the sample; their number is told.
 
-    found = separation(model, rows, tokenizer, own=held_out, public=public_held_out, sequence_length=128)
-    found.layers[12]                                    # AUC of the row of layer 12
+    found = separation(model, {"law": rows}, tokenizer, own={"law": held_out}, public=…, sequence_length=128)
+    found["law"].layers[12]                             # AUC of the row of layer 12
     evidence_separation(rows.tokens, evidence, tokenizer, own=…, public=…, sequence_length=128).posterior
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from motet.moe.evidence import Evidence
 from motet.moe.routing import RoutingRows
 from motet.moe.scoring import Windows, windows_of
 from motet.protocols.errors import StatisticsError
+
+_Scores = tuple[Tensor, Tensor]
+"""Every counted position's score, (layers, positions), and every document's mean, (layers, documents)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,37 +52,34 @@ class EvidenceSeparation:
 
 def separation(
     model: PreTrainedModel,
-    rows: RoutingRows,
+    rows: Mapping[str, RoutingRows],
     tokenizer: Any,  # noqa: ANN401 - transformers is untyped
     *,
-    own: Sequence[str],
+    own: Mapping[str, Sequence[str]],
     public: Sequence[str],
     sequence_length: int,
     batch_size: int = 8,
-) -> Separation:
-    """The AUC of one expert's rows in a model's states, own text against public text.
+) -> dict[str, Separation]:
+    """The AUC of every expert's rows in a model's states, own text against public text; each text is read once.
 
     Args:
         model: the anchor, or a composite of it.
-        rows: the expert's.
-        own, public: documents that neither the rows nor the expert were made from.
+        rows: by expert.
+        own: by expert, documents that neither its rows nor itself were made from.
+        public: such documents of public text.
         sequence_length: tokens of a window, the opening one included.
 
     Raises:
         DataError: one of the texts is empty.
         StatisticsError: a text has no position to count, or the rows are for other layers.
     """
-    sides = [
-        _scores(model, rows, windows_of(tokenizer, texts, sequence_length=sequence_length, batch_size=batch_size))
-        for texts in (own, public)
-    ]
-    (own_scores, own_means), (public_scores, public_means) = sides
-    return Separation(
-        layers=tuple(auc(*each) for each in zip(own_scores, public_scores, strict=True)),
-        documents=tuple(auc(*each) for each in zip(own_means, public_means, strict=True)),
-        own_positions=own_scores.shape[1],
-        public_positions=public_scores.shape[1],
-    )
+
+    def scored(texts: Sequence[str], names: Sequence[str]) -> dict[str, _Scores]:
+        windows = windows_of(tokenizer, texts, sequence_length=sequence_length, batch_size=batch_size)
+        return dict(zip(names, _scores(model, [rows[name] for name in names], windows), strict=True))
+
+    of_public = scored(public, list(rows))
+    return {name: _compared(scored(own[name], [name])[name], of_public[name]) for name in rows}
 
 
 def evidence_separation(
@@ -128,16 +128,28 @@ def auc(positive: Tensor, negative: Tensor) -> float:
     return float((below + up_to).mean() / (2 * len(ordered)))
 
 
-def _scores(model: PreTrainedModel, rows: RoutingRows, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Every counted position's score, (layers, positions), and every document's mean, (layers, documents)."""
+def _compared(own: _Scores, public: _Scores) -> Separation:
+    return Separation(
+        layers=tuple(auc(*each) for each in zip(own[0], public[0], strict=True)),
+        documents=tuple(auc(*each) for each in zip(own[1], public[1], strict=True)),
+        own_positions=own[0].shape[1],
+        public_positions=public[0].shape[1],
+    )
+
+
+def _scores(model: PreTrainedModel, rows: Sequence[RoutingRows], windows: Windows) -> list[_Scores]:
+    """For each of `rows` what every position and every document has."""
     layers: list[Any] = list(model.get_submodule("model.layers").children())
-    if len(layers) != rows.layers:
-        raise StatisticsError(f"saw rows for {rows.layers} layers and a model of {len(layers)}, wanted as many rows")
-    found: list[list[Tensor]] = [[] for _ in range(rows.layers)]
+    for each in rows:
+        if len(layers) != each.layers:
+            raise StatisticsError(f"saw rows for {each.layers} layers and a model of {len(layers)}, wanted as many")
+    found: list[list[Tensor]] = [[] for _ in layers]
     documents: list[Tensor] = []
 
     def hook_of(layer: int) -> Any:  # noqa: ANN401
-        return lambda module, arguments: found[layer].append(rows.scores(arguments[0].cpu(), layer=layer)[real])
+        return lambda module, arguments: found[layer].append(
+            torch.stack([each.scores(arguments[0].cpu()[real], layer=layer) for each in rows])
+        )
 
     hooks = [layer.mlp.register_forward_pre_hook(hook_of(number)) for number, layer in enumerate(layers)]
     try:
@@ -148,8 +160,9 @@ def _scores(model: PreTrainedModel, rows: RoutingRows, windows: Windows) -> tupl
     finally:
         for hook in hooks:
             hook.remove()
-    scores, document = torch.stack([torch.cat(each) for each in found]), torch.cat(documents)
-    return scores, _means(scores, document)
+    document = torch.cat(documents)
+    scores = torch.stack([torch.cat(each, dim=1) for each in found], dim=1)  # (rows, layers, positions)
+    return [(each, _means(each, document)) for each in scores]
 
 
 def _means(scores: Tensor, document: Tensor) -> Tensor:
