@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.coordinator.admission import Findings, FoundTensor, examine_manifest, examine_update
+from motet.coordinator.admission import Findings, FoundTensor, examine_expiry, examine_manifest, examine_update
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import read_findings
 from motet.coordinator.public_tokens import read_public_tokens
@@ -89,6 +89,16 @@ def test_a_manifest_that_breaks_a_rule(
 ) -> None:
     signed = medicine.manifest(home, update, **changes)
     assert reason_of(lambda: examine_manifest(signed, home.ledger.standing(), home.charter)) == reason
+
+
+def test_an_expert_whose_terms_have_run_out(home: CoordinatorHome, medicine: object, update: Path) -> None:
+    terms = Terms(licence="CC0-1.0", expiry="2027-01-31")
+    contribution = medicine.manifest(home, update, terms=terms).open(Contribution)
+    standing, end = home.ledger.standing(), terms.expires_at
+    examine_expiry(contribution, standing, now=end - 1)
+    assert reason_of(lambda: examine_expiry(contribution, standing, now=end)) == "expired"
+    admitted = Standing(admitted={contribution.digest: contribution})
+    examine_expiry(contribution, admitted, now=end)  # its owner asks for the receipt again
 
 
 def test_a_stranger_and_a_forger(home: CoordinatorHome, medicine: object, make_owner: object, update: Path) -> None:

@@ -20,7 +20,7 @@ from motet.moe.experts import materialise, read_expert
 from motet.protocols.canonical import hex_of
 from motet.protocols.codec import CodecSettings, UpdateReader
 from motet.protocols.container import write_container
-from motet.protocols.contribution import Contribution, EvaluationReport, Score
+from motet.protocols.contribution import Contribution, EvaluationReport, Score, Terms
 from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, FederationError, SignatureError
 from motet.protocols.expert_files import router_weight_name
 from motet.protocols.receipts import Receipt
@@ -216,6 +216,15 @@ def test_a_poisoned_update_is_refused_and_recorded_once(
     assert opened(home, intake.admit(signed, bad, 5)) == said
     assert kinds(home) == ["charter", "enrolled", "refused"]
     assert list(home.experts_directory.iterdir()) == []
+
+
+def test_an_expired_expert_is_refused_and_the_ledger_says_so(
+    home: CoordinatorHome, intake: Intake, medicine: object, update: Path
+) -> None:
+    terms = Terms(licence="CC0-1.0", expiry="2020-01-01")
+    said = opened(home, intake.admit(medicine.manifest(home, update, terms=terms), update, 1))
+    assert (said.status, said.reason) == ("refused", "expired")
+    assert kinds(home) == ["charter", "enrolled", "refused"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What documents say of low-rank experts, and that what says nothing of them keeps the bytes it was signed with."""
 
 import json
+from datetime import date, datetime
 
 import pytest
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from motet.protocols.contribution import (
     require_lowrank_method,
 )
 from motet.protocols.errors import CodecError
+from motet.protocols.signing import SigningKey, seal
 
 ZEROS = "sha256:" + "0" * 64
 OWNER = "ed25519:" + "0" * 64
@@ -37,7 +39,7 @@ def contribution(**changes: object) -> Contribution:
     training = TrainingRecord(steps=1, tokens=1, documents=1, held_out_documents=1, seed=0, public_share=0)
     fixed = {"charter": ZEROS, "anchor": ZEROS, "name": "a", "owner": OWNER, "update": ZEROS, "update_bytes": 1}
     parts = {"terms": Terms(licence="CC0-1.0"), "training": training, "codec": CodecRecord(method="int8")}
-    return Contribution(**fixed, **parts, bits_per_byte={}, **changes)
+    return Contribution(**(fixed | parts | {"bits_per_byte": {}} | changes))
 
 
 def test_charters_that_were_signed_before_keep_their_digests() -> None:
@@ -59,6 +61,38 @@ def test_contributions_say_their_rank_only_when_they_have_one() -> None:
     signed = contribution(kind="lowrank", rank=16)
     assert (signed.as_json()["kind"], signed.as_json()["rank"]) == ("lowrank", 16)
     assert Contribution.parse(signed.canonical()) == signed
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "seconds"),
+    [
+        ("2027-01-31", "2027-01-31T00:00:00Z", 1801353600),
+        ("2027-01-31T01:30:00+01:30", "2027-01-31T00:00:00Z", 1801353600),
+        (date(2027, 1, 31), "2027-01-31T00:00:00Z", 1801353600),
+        (datetime(2027, 1, 31, 0, 0, 1, 999999), "2027-01-31T00:00:01Z", 1801353601),
+        ("0999-01-01", "0999-01-01T00:00:00Z", -30641760000),
+    ],
+)
+def test_an_expiry_has_one_form_whatever_it_was_written_as(given: object, kept: str, seconds: int) -> None:
+    terms = Terms.model_validate({"licence": "CC0-1.0", "expiry": given})
+    assert (terms.expiry, terms.expires_at) == (kept, seconds)
+    signed = contribution(terms=terms)
+    assert Contribution.parse(signed.canonical()) == signed
+    assert str(terms) == f"CC0-1.0; attribution: none; purpose: any that the licence allows; until {kept}"
+
+
+@pytest.mark.parametrize("given", ["soon", "2027-13-01", "0001-01-01T00:00:00+01:00", 5, True, ["2027-01-31"], ""])
+def test_what_is_no_time_is_no_expiry(given: object) -> None:
+    with pytest.raises(ValidationError, match="expiry"):
+        Terms.model_validate({"licence": "CC0-1.0", "expiry": given})
+
+
+def test_terms_without_expiry_keep_the_bytes_that_were_signed_before() -> None:
+    plain = contribution()
+    assert plain.as_json()["terms"].keys() == {"licence", "attribution", "purpose"}
+    assert plain.terms.expires_at is None
+    signed = seal(plain, SigningKey.generate())
+    assert signed.open(Contribution) == plain
 
 
 @pytest.mark.parametrize(

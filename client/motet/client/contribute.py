@@ -66,8 +66,7 @@ def describe(packed: Packed, home: OwnerHome) -> list[str]:
         f"measured     {figures['anchor']:.3f} bits per byte with the anchor, {figures['expert']:.3f} with the "
         f"expert, on {_reported(manifest)} held-out documents that nothing was chosen on",
         _trained_on(manifest),
-        f"terms        {manifest.terms.licence}; attribution: {manifest.terms.attribution or 'none'}; purpose: "
-        f"{manifest.terms.purpose or 'any that the licence allows'}",
+        f"terms        {manifest.terms}",
         f"signed by    {manifest.owner}",
         "stays here   the documents, the optimiser's state, all statistics of their text but those named above",
         *_proxies(packed),

@@ -5,6 +5,7 @@ a word for the ledger and a sentence for the owner. Names, shapes and dtypes com
 manifest, never from a message or from the file.
 
     contribution = examine_manifest(signed, standing, charter, public=ids)        # before the bytes travel
+    examine_expiry(contribution, standing, now=time.time())
     examine_update(contribution, findings, update_specs(manifest, contribution.rank), charter)  # when they are there
 """
 
@@ -90,6 +91,26 @@ def examine_manifest(
     _check_rules(contribution, charter)
     _check_proxies(contribution, charter, public)
     return contribution
+
+
+def examine_expiry(contribution: Contribution, standing: Standing, *, now: float) -> None:
+    """Refuses an expert whose terms have run out; what was admitted before stays in the ledger.
+
+    Args:
+        contribution: a manifest, examined before.
+        standing: what the ledger adds up to.
+        now: seconds since the epoch.
+
+    Raises:
+        AdmissionRefused: with the reason "expired".
+    """
+    expires = contribution.terms.expires_at
+    if expires is not None and expires <= now and contribution.digest not in standing.admitted:
+        raise _refusal(
+            "expired",
+            f"saw terms that ended at {contribution.terms.expiry}, wanted a later expiry or none; change [terms] in "
+            "owner.toml and pack again",
+        )
 
 
 def examine_update(

@@ -13,13 +13,14 @@ travel: data plane, Flower reply, or file.
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from motet.coordinator.admission import examine_manifest, examine_update
+from motet.coordinator.admission import examine_expiry, examine_manifest, examine_update
 from motet.coordinator.home import PUBLIC_TEXT_FILE, CoordinatorHome
 from motet.coordinator.inspection import inspect
 from motet.coordinator.ledger_store import Draft
@@ -151,7 +152,9 @@ class Intake:
         return self._store.file_of(contribution)
 
     def _examine(self, signed: Signed, standing: Standing) -> Contribution:
-        return examine_manifest(signed, standing, self._home.charter, public=self._proxy_ids)
+        contribution = examine_manifest(signed, standing, self._home.charter, public=self._proxy_ids)
+        examine_expiry(contribution, standing, now=time.time())
+        return contribution
 
     @cached_property
     def _proxy_ids(self) -> frozenset[str]:

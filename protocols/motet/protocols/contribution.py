@@ -6,6 +6,7 @@ manifest.digest                   # names the contribution everywhere, for ever
 """
 
 import math
+from datetime import UTC, date, datetime
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -65,6 +66,43 @@ class Terms(Strict):
     """The line to show where the expert is used; None asks for none."""
     purpose: str | None = Field(None, max_length=500)
     """What the expert may be used for; None is anything the licence allows."""
+    expiry: str | None = None
+    """From when on nobody may use the expert, UTC, as 2027-01-31T00:00:00Z; a bare date is its first moment. None is
+    never."""
+
+    @field_validator("expiry", mode="before")
+    @classmethod
+    def _in_utc(cls, value: object) -> object:
+        return None if value is None else _moment(value)
+
+    def __str__(self) -> str:
+        purpose = self.purpose or "any that the licence allows"
+        until = "" if self.expiry is None else f"; until {self.expiry}"
+        return f"{self.licence}; attribution: {self.attribution or 'none'}; purpose: {purpose}{until}"
+
+    @property
+    def expires_at(self) -> float | None:
+        """`expiry` in seconds since the epoch."""
+        return None if self.expiry is None else datetime.fromisoformat(self.expiry).timestamp()
+
+
+def _moment(value: object) -> str:
+    """A time or date, as TOML or text has them, in its one form; one without an offset is UTC's."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(f"saw {value!r}, wanted a date such as 2027-01-31, or a time with its offset") from error
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime):
+        raise ValueError(f"saw {value!r}, wanted a date such as 2027-01-31")
+    value = value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"saw {value}, wanted a time from year 1 to 9999, UTC") from error
+    return value.replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
 class TrainingRecord(Strict):
@@ -120,8 +158,10 @@ class Contribution(Document):
     before encoding."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document as a JSON object; without proxies or rank it is, byte for byte, what earlier releases signed."""
+        """The document as a JSON object; without proxies, rank or expiry it has no such keys, as releases before signed
+        it."""
         whole = super().as_json()
+        whole["terms"] = {key: value for key, value in whole["terms"].items() if (key, value) != ("expiry", None)}
         later = {"proxies": bool(self.proxies), "rank": self.rank is not None}
         return {key: whole[key] for key in whole if later.get(key, True)}
 

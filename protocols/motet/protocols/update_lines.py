@@ -42,12 +42,10 @@ def contribution_lines(contribution: Contribution | None) -> list[str]:
     """The same as lines."""
     if contribution is None:
         return []
-    terms = contribution.terms
     return [
         f"contribution {contribution.digest}, version {contribution.version} of {contribution.name}",
         f"owner        {contribution.owner}",
-        f"terms        {terms.licence}; attribution: {terms.attribution or 'none'}; purpose: "
-        f"{terms.purpose or 'any that the licence allows'}",
+        f"terms        {contribution.terms}",
     ]
 
 
