@@ -3,8 +3,8 @@
     report = play(Path("motet-demo"), view, quickstart.cast())
     report.table()
 
-Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`. `assembled.json` is what
-the assembly told, such as the cost of an export without bias.
+Folders in the directory: `coordinator/`, `owners/NAME/`, `logs/`, and at the end `report.json`. `assembled.json` is
+what the assembly told, such as the cost of an export without bias.
 """
 
 import json
