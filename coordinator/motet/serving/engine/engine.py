@@ -95,6 +95,11 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
 
+    @property
+    def taking(self) -> bool:
+        """Whether it takes jobs in."""
+        return not self._closing and self._thread.is_alive()
+
     def load(self) -> Load:
         """How busy it is."""
         with self._changed:

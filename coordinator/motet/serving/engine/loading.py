@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from motet.moe import MotetForCausalLM
 from motet.protocols.composite_manifest import verify_composite
 from motet.protocols.errors import AssemblyError
+from motet.protocols.expert_sizes import ExpertSize
 from motet.serving.expert_sets import Roster
 
 
@@ -31,6 +32,11 @@ class Composite:
     def context(self) -> int:
         """Tokens of prompt and answer together, at most."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def sizes(self) -> tuple[ExpertSize, ...]:
+        """Kind, rank, parameters and bytes in memory of every expert, by expert id."""
+        return self.model.experts
 
     @property
     def vocabulary_size(self) -> int:

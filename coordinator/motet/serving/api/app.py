@@ -1,0 +1,154 @@
+"""The application: every endpoint of the server.
+
+    app = build_app(Service(composite, engine, name="demo", hooks=hooks))
+    uvicorn.run(app, host="127.0.0.1", port=8000)
+
+Others add routers of their own with `app.include_router`; `app.state.service` is the service.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from jinja2 import TemplateError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from motet.serving.api.answer import Answer
+from motet.serving.api.errors import Refusal, install_errors
+from motet.serving.api.forms import ChatForm, CompletionForm
+from motet.serving.api.limits import Door
+from motet.serving.api.listing import experts_listed, models_listed
+from motet.serving.api.responses import sent
+from motet.serving.api.schemas import MAX_PROMPTS, ChatRequest, CompletionRequest, Message
+from motet.serving.api.service import Service
+
+COMPLETION_TOKENS = 16
+"""Generated at most by /v1/completions unless the request says otherwise, as OpenAI's does."""
+_OPENAI_ERROR: dict[int | str, dict[str, Any]] = {
+    400: {"description": 'The request cannot be used: {"error": {"message", "type", "param", "code"}}.'},
+    429: {"description": "The queue is full; Retry-After says when to try again."},
+}
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application for a service; the engine must be running."""
+    app = FastAPI(title="Motet", version=version("motet"), description=_DESCRIPTION, responses=_OPENAI_ERROR)
+    app.state.service = service
+    install_errors(app)
+    app.add_middleware(Door, metrics=service.metrics)
+    _add_generation(app, service)
+    _add_listings(app, service)
+    return app
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions", tags=["generation"], response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue a prompt."""
+        access = await service.access(request)
+        chosen = service.experts(body, access)
+        prompts = await run_in_threadpool(token_ids, service, body.prompt)
+        limit = body.max_tokens or COMPLETION_TOKENS
+        jobs = [service.job(body, ids, chosen, limit=limit, logprobs=body.logprobs) for ids in prompts]
+        answer = Answer(service, access, endpoint="/v1/completions", jobs=jobs)
+        form = CompletionForm(
+            answer, model=body.model, logprobs=body.logprobs is not None, attribution=body.attribution
+        )
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return await sent(request, form, stream=bool(body.stream), usage=usage)
+
+    @app.post("/v1/chat/completions", tags=["generation"], response_model=None)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        access = await service.access(request)
+        chosen = service.experts(body, access)
+        ids = await run_in_threadpool(conversation_ids, service, body.messages)
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        job = service.job(body, ids, chosen, limit=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        answer = Answer(service, access, endpoint="/v1/chat/completions", jobs=[job])
+        form = ChatForm(answer, model=body.model, logprobs=bool(body.logprobs), attribution=body.attribution)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return await sent(request, form, stream=bool(body.stream), usage=usage)
+
+
+def _add_listings(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", tags=["listings"])
+    async def models(request: Request) -> dict[str, Any]:
+        """The model that is served."""
+        await service.access(request)
+        return {"object": "list", "data": [models_listed(service)]}
+
+    @app.get("/v1/models/{name}", tags=["listings"])
+    async def model(name: str, request: Request) -> dict[str, Any]:
+        """One model."""
+        await service.access(request)
+        if name != service.name:
+            raise Refusal(f"saw the model {name!r}, wanted {service.name!r}", status=404, code="model_not_found")
+        return models_listed(service)
+
+    @app.get("/v1/experts", tags=["listings"])
+    async def experts(request: Request) -> dict[str, Any]:
+        """The experts, and which of them may be used with this key now."""
+        return experts_listed(service, await service.access(request))
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> Response:
+        """Whether the server takes requests, and how busy it is."""
+        load, taking = service.engine.load(), service.engine.taking
+        body = {"status": "ok" if taking else "stopping", "waiting": load.waiting, "running": load.running}
+        return JSONResponse(body, status_code=200 if taking else 503)
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        text = service.metrics.exposition(service.engine.load())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def token_ids(
+    service: Service, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """The token ids of every prompt. Raises Refusal for none, or too many."""
+    if isinstance(prompt, str):
+        return [_encoded(service, prompt)]
+    if all(isinstance(each, int) for each in prompt):
+        return [[int(each) for each in prompt if isinstance(each, int)]]
+    if len(prompt) > MAX_PROMPTS:
+        raise Refusal(f"saw {len(prompt)} prompts, wanted {MAX_PROMPTS} at most", param="prompt")
+    return [
+        _encoded(service, each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
+    ]
+
+
+def _encoded(service: Service, text: str) -> list[int]:
+    tokenizer = service.composite.tokenizer
+    ids: list[int] = tokenizer.encode(text, verbose=False)
+    begin = tokenizer.bos_token_id
+    return ids if ids or begin is None else [begin]
+
+
+def conversation_ids(service: Service, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation, by the tokenizer's own template. Raises Refusal where it has none."""
+    tokenizer = service.composite.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise Refusal(
+            "saw a conversation for a model without a chat template, wanted a prompt; use /v1/completions, or a "
+            "composite of an instruct anchor",
+            code="no_chat_template",
+            param="messages",
+        )
+    told: list[Mapping[str, str]] = [
+        {"role": "system" if each.role == "developer" else each.role, "content": each.text} for each in messages
+    ]
+    try:
+        ids = tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        raise Refusal(f"saw messages that the chat template refuses: {error}", param="messages") from error
+    return list(ids)
+
+
+_DESCRIPTION = """OpenAI-compatible, with experts that each request switches on and off: `experts: {"exclude": [...]}`
+or `{"include": [...]}` in the body, or `model: "NAME:-law,-news"`. Answers carry `experts_used` and `expert_set`."""

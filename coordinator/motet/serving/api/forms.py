@@ -1,0 +1,136 @@
+"""How answers are written: OpenAI's objects, whole and in chunks, with the experts beside them.
+
+CompletionForm(answer).whole()
+ChatForm(answer).chunk(choice, step)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from motet.serving.api.answer import Answer
+from motet.serving.engine.job import Step, Token
+
+
+class Form:
+    """What both kinds of answers have."""
+
+    object_ = ""
+    chunk_ = ""
+
+    def __init__(self, answer: Answer, *, model: str, logprobs: bool, attribution: bool) -> None:
+        self.answer, self.model, self.logprobs, self.attribution = answer, model, logprobs, attribution
+
+    def whole(self) -> dict[str, Any]:
+        """The finished answer."""
+        choices = [
+            self._choice(number, choice.text, choice.tokens, choice.finish)
+            for number, choice in enumerate(self.answer.choices)
+        ]
+        return self._head(self.object_) | {"choices": choices, "usage": self.answer.usage()}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Chunks in front of the first step."""
+        return []
+
+    def chunk(self, number: int, step: Step) -> dict[str, Any]:
+        """One step of one choice."""
+        tokens = [] if step.token is None else [step.token]
+        return self._head(self.chunk_) | {"choices": [self._delta(number, step.text, tokens, step.finish)]}
+
+    def usage(self) -> dict[str, Any]:
+        """A chunk that counts."""
+        return self._head(self.chunk_) | {"choices": [], "usage": self.answer.usage()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        experts = self.answer.experts
+        head = {"id": self.answer.id, "object": kind, "created": self.answer.created, "model": self.model}
+        return head | {"experts_used": list(experts.names), "expert_set": experts.digest}
+
+    def _choice(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _delta(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        return self._choice(number, text, tokens, finish)
+
+    def _told(self, number: int, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        """What choices and deltas of both kinds have."""
+        told: dict[str, Any] = {"index": number, "finish_reason": finish}
+        told["logprobs"] = self._logprobs(number, tokens) if self.logprobs and tokens else None
+        if self.attribution:
+            told["attribution"] = self._attributed(tokens)
+        return told
+
+    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _attributed(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Gate mass: each expert's, in tokens, and its share of every token, by expert name where it has any."""
+        names = self.answer.service.composite.roster.names
+        named = [
+            {name: round(share, 6) for name, share in zip(names, token.shares, strict=True) if share}
+            for token in tokens
+        ]
+        mass = {name: round(sum(token.shares[at] for token in tokens), 6) for at, name in enumerate(names)}
+        return {
+            "mass": {name: value for name, value in mass.items() if name in self.answer.experts.names},
+            "tokens": [{"token": token.text, "shares": each} for token, each in zip(tokens, named, strict=True)],
+        }
+
+
+class CompletionForm(Form):
+    """Answers of /v1/completions."""
+
+    object_ = chunk_ = "text_completion"
+
+    def _choice(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        return self._told(number, tokens, finish) | {"text": text}
+
+    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        before = self.answer.choices[number].tokens
+        offset = sum(len(token.text) for token in before[: len(before) - len(tokens)])
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{text: value for _, text, value in reversed(token.likeliest)} for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+class ChatForm(Form):
+    """Answers of /v1/chat/completions."""
+
+    object_ = "chat.completion"
+    chunk_ = "chat.completion.chunk"
+
+    def opening(self) -> list[dict[str, Any]]:
+        """One chunk for each choice that says who speaks."""
+        return [
+            self._head(self.chunk_) | {"choices": [self._told(number, [], None) | {"delta": _SPEAKER}]}
+            for number in range(len(self.answer.choices))
+        ]
+
+    def _choice(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return self._told(number, tokens, finish) | {"message": message}
+
+    def _delta(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
+        return self._told(number, tokens, finish) | {"delta": {"content": text} if text else {}}
+
+    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        content = [
+            _logprob(token.text, token.logprob)
+            | {"top_logprobs": [_logprob(text, v) for _, text, v in token.likeliest]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+_SPEAKER = {"role": "assistant", "content": ""}
+
+
+def _logprob(text: str, value: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": value, "bytes": list(text.encode())}

@@ -1,0 +1,133 @@
+"""What requests may contain: OpenAI's fields as far as they mean something here, and ours.
+
+Guarantees: an unknown field is an error that names it, never ignored; of OpenAI's fields that nothing is done with,
+only the value that changes nothing is taken.
+
+    request = ChatRequest.model_validate({"model": "demo", "messages": [{"role": "user", "content": "Hi"}]})
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+
+MAX_SAMPLES = 128
+MAX_PROMPTS = 64
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("saw half of a surrogate pair, wanted text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+TokenId = Annotated[StrictInt, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Experts(_Strict):
+    """Which experts take part, by name; the anchor always does. One of the two must be given."""
+
+    include: list[str] | None = Field(None, description="These alone, beside the anchor. None: all.")
+    exclude: list[str] | None = Field(None, description="All but these. None: nobody is left out.")
+
+    @model_validator(mode="after")
+    def _some(self) -> "Experts":
+        if self.include is None and self.exclude is None:
+            raise ValueError("saw neither include nor exclude, wanted one; leave experts out for all of them")
+        return self
+
+
+class StreamOptions(_Strict):
+    """What a stream tells beside the answer."""
+
+    include_usage: StrictBool = Field(False, description="A last chunk without choices that counts the tokens.")
+
+
+class _Common(_Strict):
+    model: Text = Field(description="The model's name, or NAME:-law,-news, or NAME:+math.")
+    max_tokens: StrictInt | None = Field(None, ge=1, description="Generated tokens at most.")
+    temperature: Temperature | None = Field(None, description="0 takes the likeliest token. None: 1.")
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="None: 1.")
+    n: StrictInt | None = Field(None, ge=1, le=MAX_SAMPLES, description="Answers to each prompt. None: 1.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+        None, description="Texts that end the answer."
+    )
+    seed: StrictInt | None = Field(None, ge=-(2**63), lt=2**63, description="Makes an answer repeatable. None: drawn.")
+    stream: StrictBool | None = Field(None, description="Server-sent events instead of one answer.")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    user: str | None = Field(None, description="Taken and ignored.")
+    frequency_penalty: Literal[0] | None = Field(None, description="Only 0.")
+    presence_penalty: Literal[0] | None = Field(None, description="Only 0.")
+    experts: Experts | None = Field(None, description="Which experts take part. None: as `model` says, else all.")
+    attribution: StrictBool = Field(False, description="Tell the share of gate mass of each expert at each token.")
+
+    @model_validator(mode="after")
+    def _stream(self) -> "_Common":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("saw stream_options without stream, wanted stream: true beside it")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end the answer."""
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(_Common):
+    """A body for /v1/completions."""
+
+    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)] = Field(
+        description="Text, token ids, or several of either."
+    )
+    logprobs: StrictInt | None = Field(None, ge=0, le=5, description="Of how many likeliest tokens, beside the chosen.")
+    echo: Literal[False] | None = Field(None, description="Only false.")
+    best_of: Literal[1] | None = Field(None, description="Only 1.")
+
+
+class TextPart(_Strict):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(_Strict):
+    """What somebody said."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(_Common):
+    """A body for /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
+    max_completion_tokens: StrictInt | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    logprobs: StrictBool | None = Field(None, description="Tell the log probability of each token.")
+    top_logprobs: StrictInt | None = Field(
+        None, ge=0, le=20, description="Of so many likeliest tokens; needs logprobs."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("saw top_logprobs without logprobs, wanted logprobs: true beside it")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ValueError("saw max_tokens and max_completion_tokens, wanted one of them; drop the other")
+        return self

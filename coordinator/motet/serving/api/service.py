@@ -1,0 +1,102 @@
+"""What the endpoints share: the composite, its engine, the hooks and the counters; and how a request becomes jobs.
+
+service = Service(composite, engine, name="demo")
+access = await service.access(request)
+chosen = service.experts(body, access)
+job = service.job(body, prompt, chosen, limit=16, logprobs=None)
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from motet.serving.api.errors import Refusal
+from motet.serving.api.metrics import Metrics
+from motet.serving.api.schemas import ChatRequest, CompletionRequest
+from motet.serving.engine.engine import Engine
+from motet.serving.engine.job import Job, Sampling
+from motet.serving.engine.loading import Composite
+from motet.serving.expert_sets import ANCHOR, ExpertSet, asked_by_name
+from motet.serving.hooks import Access, Hooks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Service:
+    """A composite that is served under a name."""
+
+    composite: Composite
+    engine: Engine
+    name: str
+    hooks: Hooks = field(default_factory=Hooks)
+    metrics: Metrics = field(default_factory=Metrics)
+    since: int = field(default_factory=lambda: int(time.time()))
+
+    async def access(self, request: Request) -> Access:
+        """What this request may do. Raises whatever the hook refuses with."""
+        return await run_in_threadpool(self.hooks.authorise, request)
+
+    def usable(self, access: Access) -> frozenset[str]:
+        """The names of the experts that may be used now."""
+        known = frozenset(self.composite.roster.names)
+        return (known if access.allowed is None else known & access.allowed) - self.hooks.withdrawn(known) | {ANCHOR}
+
+    def experts(self, body: CompletionRequest | ChatRequest, access: Access) -> ExpertSet:
+        """The set that a request asks for. Raises ExpertSetError, and Refusal for another model's name."""
+        name, include, exclude = asked_by_name(body.model)
+        if name != self.name:
+            raise Refusal(
+                f"saw the model {name!r}, wanted {self.name!r}; /v1/models lists what is served",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        if body.experts is not None and (include is not None or exclude):
+            raise Refusal("saw experts in the model's name and in the body, wanted one of them; drop the other")
+        if body.experts is not None:
+            include = None if body.experts.include is None else tuple(body.experts.include)
+            exclude = tuple(body.experts.exclude or ())
+        return self.composite.roster.choose(include=include, exclude=exclude, allowed=self.usable(access))
+
+    def job(
+        self,
+        body: CompletionRequest | ChatRequest,
+        prompt: Sequence[int],
+        chosen: ExpertSet,
+        *,
+        limit: int | None,
+        logprobs: int | None,
+    ) -> Job:
+        """A job. `limit` is what is generated at most, None as much as there is room for. Raises Refusal."""
+        room = self._room(prompt, limit)
+        samples = body.n or 1
+        if samples > self.engine.max_batch:
+            raise Refusal(f"saw n = {samples}, wanted {self.engine.max_batch} at most", param="n")
+        sampling = Sampling(
+            max_tokens=room if limit is None else limit,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=body.seed,
+            stop=body.stops,
+            logprobs=logprobs,
+        )
+        return Job(prompt=tuple(prompt), experts=chosen, sampling=sampling, samples=samples)
+
+    def _room(self, prompt: Sequence[int], limit: int | None) -> int:
+        """How many tokens can be generated."""
+        context, size = self.composite.context, self.composite.vocabulary_size
+        if not prompt:
+            raise Refusal("saw a prompt without tokens, wanted at least one", param="prompt")
+        if (largest := max(prompt)) >= size:
+            raise Refusal(f"saw the token id {largest}, wanted ids below {size}", param="prompt")
+        room = context - len(prompt)
+        if room < (limit or 1):
+            raise Refusal(
+                f"saw a prompt of {len(prompt)} tokens and {limit or 1} to generate, wanted {context} together at "
+                "most, the model's context; shorten the prompt or ask for fewer tokens",
+                code="context_length_exceeded",
+                param="prompt",
+            )
+        return room

@@ -1,0 +1,38 @@
+"""The sub-commands `motet serve` and `motet bench serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from motet.protocols.output import note
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's sub-commands to the command line."""
+    app.command()(serve)
+
+
+def serve(
+    composite: Annotated[Path, typer.Argument(metavar="COMPOSITE", help="The composite's folder, in its native form.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; anything but loopback is open to others.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name; the folder's if not given.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences that are generated at once.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+) -> None:
+    """Serve a composite to OpenAI's clients, each request with the experts it names."""
+    import uvicorn  # noqa: F401 - first, so that its extra is named if it is missing
+
+    from motet.serving.engine.loading import load_composite
+    from motet.serving.run import serve as run
+
+    loaded = load_composite(composite)
+    known_as = name or composite.resolve().name
+    if ":" in known_as:
+        raise typer.BadParameter(
+            f"saw the name {known_as!r}, wanted one without a colon, which names experts behind it"
+        )
+    run(loaded, host=host, port=port, name=known_as, max_batch=max_batch, queue=queue, ready=note)

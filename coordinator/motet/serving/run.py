@@ -1,0 +1,75 @@
+"""A server on a socket, from its start to its orderly end.
+
+Guarantees: it is ready when it says so; at SIGTERM or Ctrl-C it takes no new connections, and what is under way has
+`GRACE` seconds to end.
+
+    serve(composite, host="127.0.0.1", port=8000, name="demo", max_batch=16, queue=64, ready=note)
+"""
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import closing
+
+import uvicorn
+from fastapi import FastAPI
+
+from motet.protocols.errors import ConfigurationError
+from motet.serving.api.app import build_app
+from motet.serving.api.service import Service
+from motet.serving.engine.engine import Engine
+from motet.serving.engine.loading import Composite
+from motet.serving.hooks import Hooks
+
+GRACE = 30
+"""Seconds that answers under way are given when the server is stopped."""
+
+
+def serve(
+    composite: Composite,
+    *,
+    host: str,
+    port: int,
+    name: str,
+    max_batch: int,
+    queue: int,
+    hooks: Hooks | None = None,
+    extend: Callable[[FastAPI], None] = lambda app: None,
+    ready: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Serves until it is stopped. `extend` adds to the application; `ready` is told the address.
+
+    Raises ConfigurationError when the address cannot be listened on.
+    """
+    hooks = hooks or Hooks()
+    engine = Engine(composite, max_batch=max_batch, queue=queue, withdrawn=hooks.withdrawn)
+    with closing(listening(host, port)) as listener, engine:
+        app = build_app(Service(composite, engine, name, hooks))
+        extend(app)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again, when all has ended
+        ready(f"ready on http://{_address(listener)}/v1, model {name}: {', '.join(composite.roster.names)}")
+        web_server(app).run(sockets=[listener])
+
+
+def web_server(app: FastAPI, *, grace: int = GRACE) -> uvicorn.Server:
+    """The HTTP server for an application; answers under way are given `grace` seconds when it is stopped."""
+    return uvicorn.Server(
+        uvicorn.Config(app, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=grace)
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises ConfigurationError."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error}; name an address of this machine and a free port"
+        ) from error
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
