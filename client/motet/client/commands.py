@@ -1,4 +1,4 @@
-"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval, try, export-adapter."""
+"""The owner's sub-commands: join, train, work, contribute, withdraw, pull, eval, try, export-adapter, squeeze."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from motet.client.adapter_commands import export_adapter
 from motet.client.speed.commands import train_speed
+from motet.client.squeeze_commands import squeeze
 from motet.client.try_commands import try_command
 from motet.protocols.errors import AdmissionRefused
 from motet.protocols.output import Json, bench_group, note, progress_line, show
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     app.command("try")(try_command)
     app.command("export-adapter")(export_adapter)
+    app.command()(squeeze)
     bench_group(app).command()(fidelity)
     bench_group(app).command("train")(train_speed)
 

@@ -114,6 +114,11 @@ def trained_expert(home: OwnerHome, *, report: Report = lambda share, line: None
     return material, trained
 
 
+def training_folder(home: OwnerHome) -> Path:
+    """Where the checkpoints of training under the home's charter lie."""
+    return home.work / "training" / hex_of(home.charter.digest)[:16]
+
+
 def _trained(home: OwnerHome, report: Report, should_stop: Callable[[], bool]) -> tuple[Material, TrainedExpert | None]:
     report(0.0, "reading the text and the anchor")
     fetch_anchor(home)
@@ -127,7 +132,7 @@ def _trained(home: OwnerHome, report: Report, should_stop: Callable[[], bool]) -
             f"{progress.tokens_per_second:,.0f} tokens/s",
         )
 
-    folder = home.work / "training" / hex_of(home.charter.digest)[:16]
+    folder = training_folder(home)
     return material, train(material, home.config.training, folder, on_progress=on_progress, should_stop=should_stop)
 
 
