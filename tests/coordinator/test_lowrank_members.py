@@ -18,8 +18,8 @@ from motet.coordinator.inspection import read_findings
 from motet.coordinator.intake import Intake
 from motet.coordinator.public_tokens import read_public_tokens
 from motet.moe import Expert, LowRankExpert, compose
-from motet.moe.evidence import Evidence
 from motet.moe.lowrank import dense_ffn, read_lowrank_update, read_stored
+from motet.moe.prefix import evidence_of
 from motet.moe.scoring import bits_per_byte
 from motet.protocols.charter import Charter, ExpertRules
 from motet.protocols.codec import METHODS, CodecSettings
@@ -196,7 +196,7 @@ def test_a_mixed_composite_is_what_its_members_are(federation: Federation) -> No
     ]
     names = [each.name for each in experts]
     priors = {"anchor": routing.log_prior_anchor} | dict.fromkeys(names, routing.log_prior_expert)
-    in_process = compose(anchor.model(), experts, log_priors=priors, evidence=Evidence.of(routing))
+    in_process = compose(anchor.model(), experts, log_priors=priors, evidence=evidence_of(routing))
     state, expected = loaded.state_dict(), in_process.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
