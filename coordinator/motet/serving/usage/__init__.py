@@ -1,0 +1,11 @@
+"""What was used: gate mass by expert, on disk before an answer is finished, told to tenants and signed for owners.
+
+Gate mass is usage, not value: it says how much an expert took part, not what that was worth, and must not alone set a
+price.
+
+    with UsageStore(state / "usage.sqlite") as store:
+        Hooks(meter=Meter(store, roster, owners))
+        statement_of(store, key, owner="ed25519:...", since=None, until=None)     # signed
+
+`store` keeps and adds up, `statement` is the signed document, `endpoint` is /v1/usage.
+"""
