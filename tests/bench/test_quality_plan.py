@@ -109,7 +109,21 @@ def test_a_composite_of_each_kind_has_experts_of_that_kind() -> None:
         assert score.spec["stock"] == (kind == "token")
         assert ("stay" in score.spec["grid"]) == (kind == "filter")
     only = stages(config(routing={"kinds": ["filter"]}))
-    assert only["score composite:filter, seed 0"].spec["stock"]
+    assert only["score composite:filter, seed 0"].spec["stock"] == "average"
+
+
+def test_rows_are_part_of_what_a_token_expert_is() -> None:
+    usual, by_state = stages(config()), stages(config(routing={"rows": "logistic"}))
+    label = "expert:token:law, seed 0"
+    assert usual[label].spec["rows"] == "average"
+    assert usual[label].spec["gain"] == 8.0
+    assert by_state[label].spec == {key: value for key, value in usual[label].spec.items() if key != "gain"} | {
+        "rows": "logistic"
+    }
+    assert "gain" not in by_state["score composite:token, seed 0"].spec["grid"]
+    assert usual["score composite:token, seed 0"].spec["grid"]["gain"] == [4.0, 8.0, 16.0]
+    joint = usual["joint by steps, seed 0"].inputs["expert:law"]
+    assert joint == by_state[label]  # joint begins with rows over hidden states, whatever token has
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ from motet.protocols.evaluation.losses import PUBLIC
 PRIOR, GAIN_KEY = "log_prior_anchor", "gain"
 
 
-def composites(bench: Bench, *, kind: str, grid: Mapping[str, Sequence[float]], stock: bool) -> Iterator[System]:
+def composites(bench: Bench, *, kind: str, grid: Mapping[str, Sequence[float]], stock: bool | str) -> Iterator[System]:
     """`composite:KIND` at the settings that validation documents choose, its opt-outs, and `stock` if that is asked.
 
     Args:
         bench: its material holds `expert:NAME`.
         kind: the routing kind, by which public text may be harmed more or less.
         grid: setting -> values to choose among.
-        stock: whether to measure the stock export too.
+        stock: whether to measure the stock export too; a word for it is as good as True.
     """
     name, anchor_model, experts = f"composite:{kind}", bench.material.dense(), bench.material.experts()
 
