@@ -6,11 +6,15 @@ from typing import Annotated
 import typer
 
 from motet.protocols.output import note
+from motet.serving.policy_commands import register as register_policy
+from motet.serving.usage_commands import register as register_usage
 
 
 def register(app: typer.Typer) -> None:
     """Add this room's sub-commands to the command line."""
     app.command()(serve)
+    register_policy(app)
+    register_usage(app)
 
 
 def serve(
@@ -22,12 +26,24 @@ def serve(
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if not given.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences that are generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+    policy: Annotated[
+        Path | None, typer.Option(help="policy.toml: tenants, their keys and experts; everybody may come in without.")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="A coordinator's home on this machine, whose ledger tells terms and withdrawals."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="The folder of the server's key and usage; below $XDG_STATE_HOME if not given.")
+    ] = None,
 ) -> None:
     """Serve a composite to OpenAI's clients, each request with the experts it names."""
     import uvicorn  # noqa: F401 - first, so that its extra is named if it is missing
 
     from motet.serving.engine.loading import load_composite
+    from motet.serving.governing import governed
     from motet.serving.run import serve as run
+    from motet.serving.state import default_state
 
     loaded = load_composite(composite)
     known_as = name or composite.resolve().name
@@ -35,4 +51,18 @@ def serve(
         raise typer.BadParameter(
             f"saw the name {known_as!r}, wanted one without a colon, which names experts behind it"
         )
-    run(loaded, host=host, port=port, name=known_as, max_batch=max_batch, queue=queue, ready=note)
+    with governed(loaded, policy=policy, home=home, state=state or default_state()) as given:
+        for line in given.notes:
+            note(f"note: {line}")
+
+        run(
+            loaded,
+            host=host,
+            port=port,
+            name=known_as,
+            max_batch=max_batch,
+            queue=queue,
+            hooks=given.hooks,
+            extend=given.extend,
+            ready=note,
+        )

@@ -43,6 +43,11 @@ class ApiKey(Strict):
         """The beginning of the hash: what the key is called where it must not be told."""
         return hex_of(self.hash)[:_ID_DIGITS]
 
+    @staticmethod
+    def id_of(secret: str) -> str:
+        """What a key is called."""
+        return hex_of(bytes_digest(secret.encode()))[:_ID_DIGITS]
+
 
 class KeyFile(Document):
     """The file of keys."""

@@ -1,9 +1,10 @@
-"""Gate mass in whole numbers.
+"""Gate mass in whole numbers, and times as text.
 
 apportioned(record)         # microtokens by expert id; they sum to exactly a million for every generated token
 """
 
 import math
+from datetime import UTC, datetime
 
 from motet.serving.hooks import Record
 
@@ -27,3 +28,8 @@ def apportioned(record: Record) -> list[int]:
     for number in by_remainder[: whole - sum(found)]:
         found[number] += 1
     return found
+
+
+def moment(milliseconds: int) -> str:
+    """A time as text."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

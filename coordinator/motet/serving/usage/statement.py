@@ -7,7 +7,6 @@ it and the server's public key can tell that it was not changed.
     checked(Path("statement.json"), by=public_key)              # SignatureError unless it holds
 """
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from motet.protocols.documents import Document, Name, PublicKey, Strict
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.locks import locked
 from motet.protocols.signing import Signed, SigningKey, seal
+from motet.serving.usage.shares import moment
 from motet.serving.usage.store import Period, Total, UsageStore
 
 NOTICE = (
@@ -100,11 +100,6 @@ def server_key(state: Path) -> SigningKey:
         if not path.exists():
             SigningKey.generate().save(path)
         return SigningKey.load(path)
-
-
-def moment(milliseconds: int) -> str:
-    """A time as text."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _stated(total: Total, server: str, owner: str | None) -> UsageStatement:

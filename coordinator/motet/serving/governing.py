@@ -1,0 +1,143 @@
+"""What a server is given beside its composite: policy, terms, withdrawals and books, opened together and closed again.
+
+Guarantees: with a policy, every expert's terms are known, or the server does not start; what is missing or silent is
+told in `notes`.
+
+    with governed(composite, policy=Path("policy.toml"), home=None, state=default_state()) as given:
+        serve(composite, hooks=given.hooks, extend=given.extend, ...)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from motet.protocols.canonical import storage_errors
+from motet.protocols.contribution import Contribution
+from motet.protocols.errors import ConfigurationError
+from motet.serving.engine.loading import Composite
+from motet.serving.expert_sets import Roster
+from motet.serving.hooks import Hooks, Record
+from motet.serving.policy.door import Doorkeeper
+from motet.serving.policy.keys import Keyring
+from motet.serving.policy.members import members_of, missing, read_contributions, terms_of
+from motet.serving.policy.rules import EVERYBODY, Policy, obstacle
+from motet.serving.policy.withdrawals import DenyList, LedgerSource, Source, Withdrawals
+from motet.serving.state import USAGE_FILE
+from motet.serving.usage.endpoint import usage_router
+from motet.serving.usage.statement import server_key
+from motet.serving.usage.store import Expert, UsageStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Governed:
+    """Hooks, endpoints that belong to them, and what whoever starts the server should read."""
+
+    hooks: Hooks
+    extend: Callable[[FastAPI], None]
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def governed(composite: Composite, *, policy: Path | None, home: Path | None, state: Path) -> Iterator[Governed]:
+    """Opens everything.
+
+    Args:
+        composite: what is served.
+        policy: `policy.toml`; None lets everybody in, as far as the experts' own terms do.
+        home: of a coordinator on this machine, whose ledger tells terms and withdrawals; None where there is none.
+        state: the folder of the server's key and usage, made if it is not there.
+
+    Raises:
+        ConfigurationError: policy, home or state cannot be used, or terms are missing.
+        LedgerError: the ledger's chain does not hold.
+        StorageError: `state` cannot be written.
+    """
+    roster, rules = composite.roster, None if policy is None else Policy.from_toml(policy)
+    if rules is not None:
+        rules.require_known(roster.names[1:])
+    with ExitStack() as opened:
+        ledger = None if home is None else LedgerSource(home, roster)
+        if ledger is not None:
+            opened.callback(ledger.close)
+        members = members_of(roster, _known(ledger, rules, policy))
+        unknown = missing(roster, members)
+        if rules is not None and unknown:
+            raise ConfigurationError(
+                f"saw no terms of {', '.join(unknown)}, wanted each expert's where there is a policy; name the "
+                "coordinator's home with --home, or a file that `motet terms` wrote as `contributions` in the policy"
+            )
+        sources: list[Source] = [] if ledger is None else [ledger]
+        if rules is not None and rules.deny_list is not None:
+            sources.append(DenyList(_beside(policy, rules.deny_list), roster))
+        store = opened.enter_context(_books(state, roster, members))
+        yield Governed(
+            hooks=Hooks(
+                authorise=_door(roster, members, rules, policy),
+                meter=_meter(store, roster),
+                withdrawn=_withdrawals(roster, members, sources),
+            ),
+            extend=lambda app: app.include_router(usage_router(app.state.service, store)),
+            notes=_notes(roster, members, rules, unknown),
+        )
+
+
+def _known(ledger: LedgerSource | None, rules: Policy | None, policy: Path | None) -> dict[str, Contribution]:
+    known = {} if ledger is None else dict(ledger.known)
+    if rules is not None and rules.contributions is not None:
+        known |= read_contributions(_beside(policy, rules.contributions))
+    return known
+
+
+def _beside(policy: Path | None, named: str) -> Path:
+    """A path that a policy names."""
+    return (policy or Path()).parent / Path(named).expanduser()
+
+
+def _door(roster: Roster, members: dict[str, Contribution], rules: Policy | None, policy: Path | None) -> Doorkeeper:
+    keyring = None if rules is None else Keyring(_beside(policy, rules.keys))
+    return Doorkeeper(terms_of(roster, members), policy=rules, keyring=keyring)
+
+
+def _withdrawals(roster: Roster, members: dict[str, Contribution], sources: Sequence[Source]) -> Withdrawals:
+    ends = {name: each.terms.expires_at for name, each in members.items()}
+    expiries = {name: end for name, end in ends.items() if end is not None}
+    return Withdrawals(roster.names, sources=sources, expiries=expiries)
+
+
+def _books(state: Path, roster: Roster, members: dict[str, Contribution]) -> UsageStore:
+    with storage_errors(state, new=True):
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    server_key(state)
+    store = UsageStore(state / USAGE_FILE)
+    try:
+        own = zip(roster.contributions, roster.names[1:], strict=True)
+        owners = {name: each.owner for name, each in members.items()}
+        experts = [Expert(contribution=digest, name=name, owner=owners.get(name)) for digest, name in own]
+        store.introduce([Expert(contribution=roster.anchor, name=roster.names[0]), *experts])
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _meter(store: UsageStore, roster: Roster) -> Callable[[Record], None]:
+    ids = (roster.anchor, *roster.contributions)
+    return lambda record: store.keep(record, ids)
+
+
+def _notes(
+    roster: Roster, members: dict[str, Contribution], rules: Policy | None, unknown: tuple[str, ...]
+) -> tuple[str, ...]:
+    """What may surprise: terms that nobody told, and experts whose own terms keep everybody from them."""
+    terms = terms_of(roster, members)
+    tenants = [EVERYBODY] if rules is None else list(rules.tenants.values())
+    silent = []
+    for name, own in terms.items():
+        reasons = [obstacle(tenant, name, own) for tenant in tenants]
+        if all(reasons):
+            silent.append(f"nobody may use {name}: {reasons[0]}")
+    untold = f"the terms of {', '.join(unknown)} are not known; --home or a policy's `contributions` tells them"
+    return (*([untold] if unknown else []), *silent)
