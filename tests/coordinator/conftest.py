@@ -91,14 +91,13 @@ class Values:
 
 
 def random_values(specs: Sequence[TensorSpec], seed: int, poison: float | None = None, size: float = 0.01) -> Values:
-    """Small differences and rows, evidence of a step either way, none of special tokens; the last may be `poison`."""
+    """Small differences and rows, evidence of a step either way, none by what opens texts; the last may be `poison`."""
     draw, tensors = np.random.default_rng(seed), {}
     for spec in specs:
         values = (draw.standard_normal(spec.shape) * size).astype(np.float32)
         if spec.name == ROUTER_TOKENS:
             values = np.copysign(np.float32(EVIDENCE_STEP), values)
-            values[0] = 0  # opens every text
-            values[:3] = 0.0  # the byte tokenizer's special tokens, which are no evidence
+            values[0] = 0.0  # the byte tokenizer's token that opens every text, which is no evidence
         if poison is not None and spec == specs[-1]:
             values.reshape(-1)[-1] = poison
         tensors[spec.name] = narrow(values, spec.dtype)

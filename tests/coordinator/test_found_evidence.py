@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from motet.coordinator.admission import examine_update
-from motet.coordinator.found_evidence import SPECIAL, FoundEvidence, evidence_problem
+from motet.coordinator.found_evidence import OPENING, FoundEvidence, evidence_problem
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.inspection import read_findings
 from motet.coordinator.public_tokens import keep_public_tokens, read_public_tokens
@@ -67,14 +67,14 @@ def test_the_sum_by_hand() -> None:
 
 
 def test_what_opens_every_text_says_nothing() -> None:
-    public = np.array([SPECIAL, 1, 0, 2])
+    public = np.array([OPENING, 1, 0, 2])
     assert FoundEvidence.of(np.array([0.0, 0.125, 0.0, -6.0], np.float32), public).mass == pytest.approx(
         (1 + 3 * math.exp(0.125) + 1 + 5 * math.exp(-6)) / 10
     )
     for nats, refused in ((EVIDENCE_STEP, True), (EVIDENCE_LIMIT, True), (0.0, False), (-EVIDENCE_LIMIT, False)):
         found = FoundEvidence.of(np.array([nats, 0.0, 0.0, 0.0], np.float32), public)
         problem = evidence_problem(found, largest=abs(nats), counted=True)
-        assert (problem is not None and "by a special token, wanted none" in problem) == refused
+        assert (problem is not None and "by the token that opens every text, wanted none" in problem) == refused
 
 
 def test_text_of_another_script_is_clipped_and_passes() -> None:
@@ -147,7 +147,7 @@ def test_public_tokens_are_counted_as_owners_count_them(home: CoordinatorHome, t
     assert [json.loads(line)["text"] for line in lines] == PUBLIC
     whole = TokenCounts.of(home.anchor.tokenizer(), PUBLIC).tokens
     assert 0 < counts.clip(0).sum() < sum(whole.values())  # what is held out is not counted
-    assert set(np.flatnonzero(counts == SPECIAL)) == set(home.anchor.tokenizer().all_special_ids)
+    assert list(np.flatnonzero(counts == OPENING)) == [home.anchor.tokenizer().bos_token_id]
     (tmp_path / "again.npy").write_bytes(b"kept")
     keep_public_tokens(tmp_path / "again.npy", home.anchor_directory, size)
     assert (tmp_path / "again.npy").read_bytes() == b"kept"

@@ -103,7 +103,11 @@ def test_counting_knows_documents_and_no_special_tokens() -> None:
     assert (counts.documents[a], counts.documents[b]) == (1, 2)
     assert set(counts.tokens) == {a, b}
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    written = TokenCounts.of(tokenizer, [f"{bos}aab{eos}", f"b{eos}", eos])  # as rendered conversations have them
-    assert (written.tokens, written.documents) == (counts.tokens, counts.documents)
+    written = TokenCounts.of(tokenizer, [f"{bos}aab", f"b{eos}", bos])  # as rendered conversations have them
+    assert written.tokens == counts.tokens | {tokenizer.eos_token_id: 1}
+    assert written.documents == counts.documents | {tokenizer.eos_token_id: 1}
+    tokenizer.bos_token = None  # then eos opens
+    assert set(TokenCounts.of(tokenizer, [f"ab{eos}"]).tokens) == {a, b}
+    tokenizer.bos_token = bos
     opened = token_evidence(counts_of(*[[a]] * 3), counts, len(tokenizer))
     assert opened[tokenizer.bos_token_id] == 0.0

@@ -4,7 +4,7 @@ An honest table is log p_own(token) / p_public(token) of two models of the same 
 exponential adds up to p_own's 1. That is what keeps an expert from speaking everywhere: a table that says more of every
 token adds up to more. Rounding, clipping and the tokens of neither text allow a little above 1, and `most` is all that
 they can; nothing is asked from below, since text in another script than the public one is clipped far under 1, and who
-claims less only silences its own expert. Special tokens open every text and occur in none: nobody may claim them.
+claims less only silences its own expert. The token that opens every text is nobody's.
 
     found = FoundEvidence.of(values, public_tokens)         # in the child that reads the update
     evidence_problem(found, largest=5.5, counted=True)      # None, or why it is refused
@@ -21,8 +21,8 @@ from motet.protocols.expert_files import EVIDENCE_LIMIT, EVIDENCE_STEP
 
 SLACK = 1.1
 """Times what an honest table can add up to: another version of the tokenizer may count a little differently."""
-SPECIAL = -1
-"""In place of a count: a special token, which is counted in no text."""
+OPENING = -1
+"""In place of a count: the token that opens every text, which is counted in none."""
 
 
 class FoundEvidence(Strict):
@@ -34,13 +34,13 @@ class FoundEvidence(Strict):
     """What p_public times the exponential of the table adds up to."""
     most: float
     """The most that it adds up to when it was counted, with some slack."""
-    special: float = 0.0
-    """The largest value of a special token; 0 if none is above."""
+    opening: float = 0.0
+    """The value of the token that opens every text; 0 if it is below."""
 
     @classmethod
     def of(cls, values: NDArray[Any], public_tokens: NDArray[Any]) -> Self:
-        """Look at a table of finite values (vocabulary,), beside public text's count of each token, or `SPECIAL`."""
-        special, public_tokens = public_tokens == SPECIAL, np.maximum(public_tokens, 0)
+        """Look at a table of finite values (vocabulary,), beside public text's count of each token, or `OPENING`."""
+        opening, public_tokens = public_tokens == OPENING, np.maximum(public_tokens, 0)
         values = np.clip(values.astype(np.float64), -2 * EVIDENCE_LIMIT, 2 * EVIDENCE_LIMIT)
         public = (public_tokens + 0.5) / (public_tokens + 0.5).sum()  # the owner's public model
         steps = values / EVIDENCE_STEP
@@ -48,7 +48,7 @@ class FoundEvidence(Strict):
             stepped=bool((steps == np.rint(steps)).all()),
             mass=float(public @ np.exp(values)),
             most=_most(float(public[public_tokens == 0].sum())),
-            special=float(values[special].max(initial=0.0)),
+            opening=float(values[opening].max(initial=0.0)),
         )
 
 
@@ -65,8 +65,8 @@ def evidence_problem(found: FoundEvidence | None, *, largest: float, counted: bo
         return "saw no look at the evidence by token, wanted one"
     if not found.stepped:
         return f"saw evidence by token between the steps, wanted multiples of {EVIDENCE_STEP:g} nats"
-    if found.special > 0:
-        return f"saw evidence of {found.special:g} nats by a special token, wanted none: it may stand in every text"
+    if found.opening > 0:
+        return f"saw evidence of {found.opening:g} nats by the token that opens every text, wanted none"
     if found.mass > found.most:
         return (
             f"saw evidence by token that adds up to {found.mass:.3g} over the public text, wanted at most "

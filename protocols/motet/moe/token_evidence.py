@@ -36,19 +36,26 @@ class TokenCounts:
 
     @classmethod
     def of(cls, tokenizer: Any, texts: Iterable[str]) -> Self:  # noqa: ANN401 - transformers is untyped
-        """Count a text's tokens, without special ones, written out or not; memory does not grow with the text.
+        """Count a text's tokens, without special ones that are not written out; memory does not grow with the text.
 
-        Whatever opens or structures every text would tell of a domain that it is in, most of all in an average.
+        Nor is the token counted that opens every text for a model, even where it also stands in one (behind the answers
+        of a conversation, say): it would tell of all texts that they are like this one, most of all in an average.
         """
         counts = cls()
         for text in texts:
             ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
             counts.tokens.update(ids)
             counts.documents.update(set(ids))
-        for token in tokenizer.all_special_ids:
-            counts.tokens.pop(token, None)
-            counts.documents.pop(token, None)
+        opening = opening_token(tokenizer)
+        counts.tokens.pop(opening, None)
+        counts.documents.pop(opening, None)
         return counts
+
+
+def opening_token(tokenizer: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """The id of the token that opens every text that is trained on or scored; -1 if the tokenizer has none."""
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return -1 if found is None else int(found)
 
 
 def token_evidence(own: TokenCounts, public: TokenCounts, vocabulary_size: int) -> Tensor:
