@@ -22,7 +22,7 @@ from motet.serving.api.forms import ChatForm, CompletionForm
 from motet.serving.api.limits import Door
 from motet.serving.api.listing import experts_listed, models_listed
 from motet.serving.api.responses import sent
-from motet.serving.api.schemas import MAX_PROMPTS, ChatRequest, CompletionRequest, Message
+from motet.serving.api.schemas import ChatRequest, CompletionRequest, Message
 from motet.serving.api.service import Service
 
 COMPLETION_TOKENS = 16
@@ -111,13 +111,11 @@ def _add_listings(app: FastAPI, service: Service) -> None:
 def token_ids(
     service: Service, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """The token ids of every prompt. Raises Refusal for none, or too many."""
+    """The token ids of every prompt."""
     if isinstance(prompt, str):
         return [_encoded(service, prompt)]
     if all(isinstance(each, int) for each in prompt):
         return [[int(each) for each in prompt if isinstance(each, int)]]
-    if len(prompt) > MAX_PROMPTS:
-        raise Refusal(f"saw {len(prompt)} prompts, wanted {MAX_PROMPTS} at most", param="prompt")
     return [
         _encoded(service, each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
     ]

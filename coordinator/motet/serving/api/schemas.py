@@ -23,7 +23,7 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-Texts = Annotated[list[Text], Field(fail_fast=True)]
+Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
@@ -86,7 +86,7 @@ class _Common(_Strict):
 class CompletionRequest(_Common):
     """A body for /v1/completions."""
 
-    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)] = Field(
+    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS)] = Field(
         description="Text, token ids, or several of either."
     )
     logprobs: StrictInt | None = Field(None, ge=0, le=5, description="Of how many likeliest tokens, beside the chosen.")
