@@ -282,3 +282,10 @@ def test_priors_that_are_not_one_for_each_are_refused(model: MotetForCausalLM) -
     settings = model.config.to_dict() | {"log_priors": [0.0]}
     with pytest.raises(AssemblyError, match="saw 1 log_priors for 4 expert_names, wanted one for each"):
         type(model.config).from_dict(settings)
+
+
+@pytest.mark.parametrize("evidence", [{}, {"stay": 0.9}, {"gain": 8.0, "temperature": 2.0}, {"decay": 0.5}])
+def test_evidence_of_another_kind_is_refused(model: MotetForCausalLM, evidence: dict[str, float]) -> None:
+    settings = model.config.to_dict() | {"evidence": evidence}
+    with pytest.raises(AssemblyError, match="wanted stay and temperature, or gain and unit"):
+        MotetForCausalLM(type(model.config).from_dict(settings))

@@ -11,6 +11,7 @@ zero; a dense tensor is made when it is asked for, and no two of them are held.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def _peft_factors(out: int, into: int, rank: int) -> tuple[Tensor, Tensor]:
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
-    base = nn.utils.skip_init(nn.Linear, into, out, bias=False)  # its values are never looked at
-    layer = Linear(base, "default", LoraConfig(r=rank, lora_alpha=rank), r=rank, lora_alpha=rank)
+    base: Any = nn.utils.skip_init(nn.Linear, into, out, bias=False)  # type: ignore[no-untyped-call]
+    layer: Any = Linear(base, "default", LoraConfig(r=rank, lora_alpha=rank), r=rank, lora_alpha=rank)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     return a.detach().float(), b.detach().float()

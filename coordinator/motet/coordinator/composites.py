@@ -55,7 +55,7 @@ class DroppedBias:
     with_bias: float
     without_bias: float
     filters: bool = False
-    """Whether the composite is weighed by a filter, which an export without bias does not have either."""
+    """Whether the composite is weighed by a filter, of which an export without bias keeps nothing."""
 
     @property
     def cost(self) -> float:
@@ -192,6 +192,7 @@ def _bias_cost(federation: Federation, composite: "Composite", exported: Path) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import motet.moe.composite  # noqa: F401 - registers the native form with the Auto classes
+    from motet.coordinator.anchor_rules import family_at
     from motet.moe.scoring import bits_per_byte, score_windows, windows_of
 
     tokenizer = AutoTokenizer.from_pretrained(composite.path, local_files_only=True)
@@ -201,5 +202,6 @@ def _bias_cost(federation: Federation, composite: "Composite", exported: Path) -
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
         return round(bits_per_byte(score_windows(model, windows)), 6)
 
-    filters = composite.manifest.routing.kind == "filter"
-    return DroppedBias(with_bias=score(composite.path), without_bias=score(exported), filters=filters)
+    # Behind norms an export without bias averages over the prefix what the filter follows.
+    lost = composite.manifest.routing.counted and not family_at(federation.home.anchor_directory).post_norm
+    return DroppedBias(with_bias=score(composite.path), without_bias=score(exported), filters=lost)

@@ -94,9 +94,17 @@ class MotetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     @property
     def prefix(self) -> Evidence | Average | None:
         """What adds up the evidence over the prefix; None when the layers' rows decide."""
-        if self.evidence is None:
+        settings = self.evidence
+        if settings is None:
             return None
-        return Average(**self.evidence) if "gain" in self.evidence else Evidence(**self.evidence)
+        if settings.keys() == {"gain", "unit"}:
+            return Average(**settings)
+        if settings.keys() == {"stay", "temperature"}:
+            return Evidence(**settings)
+        raise AssemblyError(
+            f"saw evidence with {', '.join(sorted(settings)) or 'nothing'} in a composite's configuration, wanted stay "
+            "and temperature, or gain and unit; assemble the composite again"
+        )
 
     @property
     def priors(self) -> tuple[float, ...]:

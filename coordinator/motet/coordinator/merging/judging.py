@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from motet.coordinator.merging.problem import Networks
-from motet.moe.scoring import IGNORED, Windows
+from motet.moe.scoring import Windows
+from motet.moe.spans import IGNORED
 from motet.protocols.errors import DataError
 
 
