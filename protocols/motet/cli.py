@@ -24,9 +24,13 @@ _SURROUNDINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Keeps libraries from telling on stderr what is not our own word, and from meddling; read when they are imported."""
-_EXTRAS = {"flwr": "client", "datasets": "client", "accelerate": "client", "lm_eval": "harness"} | dict.fromkeys(
-    ("fastapi", "uvicorn", "prometheus_client"), "serving"
-)
+_EXTRAS = {
+    "flwr": "client",
+    "datasets": "client",
+    "accelerate": "client",
+    "lm_eval": "harness",
+    "openai": "chat",
+} | dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serving")
 
 
 def build() -> typer.Typer:

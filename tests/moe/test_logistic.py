@@ -144,6 +144,26 @@ def test_layers_one_at_a_time_are_the_same(anchor: Anchor, monkeypatch: pytest.M
     assert torch.equal(logistic_rows(anchor, OWN, PUBLIC).weight, together.weight)
 
 
+def test_as_many_layers_are_taken_together_as_the_text_needs(anchor: Anchor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short text is not read layer by layer because a long one would be."""
+    taken: list[int] = []
+    inputs = logistic.layer_inputs
+
+    def counting(*arguments: object, **options: object) -> LayerInputs:
+        taken.append(len(options["layers"]))
+        return inputs(*arguments, **options)
+
+    monkeypatch.setattr(logistic, "layer_inputs", counting)
+    own, public = ["kidney heart"] * 5, ["trade and wages"] * 5
+    characters = 5 * (len("kidney heart") + len("trade and wages"))
+    size = anchor.manifest.hidden_size * 4
+    for memory, wanted in ((2 * characters * size, [2, 2]), (2 * characters * size - 1, [1, 1, 1, 1])):
+        taken.clear()
+        monkeypatch.setattr(logistic, "MEMORY_BYTES", memory)
+        logistic_rows(anchor, own, public)
+        assert taken == wanted
+
+
 def test_text_against_itself_says_nothing(anchor: Anchor) -> None:
     rows = logistic_rows(anchor, PUBLIC, PUBLIC)
     assert scores(anchor, rows, PUBLIC, 0).abs().max() < 0.05

@@ -1,5 +1,6 @@
 """The sub-command `motet squeeze`."""
 
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,12 @@ import typer
 from motet.protocols.output import Json, note, show
 
 if TYPE_CHECKING:
+    from motet.client.squeeze import Report
     from motet.client.squeezing import Outcome
     from motet.protocols.codec import Method
+
+
+_TELL_SECONDS = 2.0
 
 
 class FactorMethod(StrEnum):
@@ -61,8 +66,8 @@ def squeeze(
     Each matrix's difference to the anchor is cut to its largest singular values
     (PHLoRA, arXiv 2509.10971). Without --rank, --energy or --loss only the curve
     is shown. Of a home it is the expert as trained there, or the newest
-    contribution if no training is finished; what is made is a new version, signed,
-    for `motet contribute`.
+    contribution if no training is finished; what is made is a new version,
+    signed, for `motet contribute`. docs/squeeze.md says more.
     """
     from motet.client.owner import OwnerHome
     from motet.client.squeeze import Goal
@@ -74,7 +79,7 @@ def squeeze(
         if source is not None or anchor is not None or text:
             raise typer.BadParameter("an owner's home has its own expert, anchor and text; leave out the others")
         home = OwnerHome.load(directory)
-        done = squeeze_own(home, goal, contribution=expert, method=chosen, to=to, report=lambda share, line: note(line))
+        done = squeeze_own(home, goal, contribution=expert, method=chosen, to=to, report=_told())
     elif source is None or anchor is None:
         raise typer.BadParameter("name an owner's home with --dir, or a file or composite and its --anchor")
     else:
@@ -87,9 +92,22 @@ def squeeze(
             max_rank=max_rank,
             texts=tuple(text or ()),
             to=to,
-            report=lambda share, line: note(line),
+            report=_told(),
         )
     _show(done, directory, as_json=as_json)
+
+
+def _told() -> "Report":
+    """Tells people where it is, every few seconds."""
+    last = float("-inf")
+
+    def report(share: float, line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _TELL_SECONDS:
+            last = time.monotonic()
+            note(f"{100 * share:3.0f} %  {line}")
+
+    return report
 
 
 def _show(done: "Outcome", directory: Path | None, *, as_json: bool) -> None:

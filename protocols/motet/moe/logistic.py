@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,9 @@ def logistic_rows(
     """
     own, public = list(own), list(public)
     size = anchor.manifest.hidden_size
-    together = max(1, MEMORY_BYTES // (2 * max_tokens * size * 4))
+    tokenizer = anchor.tokenizer()
+    most = sum(min(max_tokens, _tokens(tokenizer, texts)) for texts in (own, public))
+    together = max(1, MEMORY_BYTES // max(1, most * size * 4))
     weights, biases = [], []
     for start in range(0, anchor.manifest.layers, together):
         layers = range(start, min(start + together, anchor.manifest.layers))
@@ -68,6 +70,11 @@ def logistic_rows(
             weights.append(weight)
             biases.append(bias)
     return RoutingRows(weight=torch.stack(weights), bias=torch.stack(biases))
+
+
+def _tokens(tokenizer: Any, texts: Iterable[str]) -> int:  # noqa: ANN401 - transformers is untyped
+    """How many tokens the texts have: as many positions are counted at the most."""
+    return sum(len(tokenizer.encode(text, add_special_tokens=False, verbose=False)) for text in texts)
 
 
 def _fit(own: LayerInputs, public: LayerInputs, layer: int, intercept: bool = True) -> tuple[Tensor, Tensor]:

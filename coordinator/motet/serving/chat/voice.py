@@ -1,0 +1,133 @@
+"""Answers from a server, piece by piece, through OpenAI's client.
+
+Guarantees: what a server or a model says holds no control characters when it reaches the terminal; an error of the
+server is an `Unanswered` with its words, one of the connection a FederationError.
+
+    voice = Voice("http://127.0.0.1:8000/v1", key=None)
+    for piece in voice.answer(messages, excluded=("news",)): ...
+    voice.mass, voice.finish                   # of that answer
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from motet.protocols.errors import ConfigurationError, FederationError
+from motet.serving.chat.conversation import ANCHOR, NEXT, as_text
+
+_SECONDS = 600.0
+
+
+class Unanswered(Exception):  # noqa: N818 - reads as what happened
+    """The server refused, and says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How answers are drawn: tokens at most, temperature (None: the server's), seed (None: drawn)."""
+
+    max_tokens: int = 256
+    temperature: float | None = None
+    seed: int | None = None
+
+
+class Voice:
+    """A model on a server."""
+
+    def __init__(
+        self, url: str, *, key: str | None = None, model: str | None = None, manner: Manner = Manner()
+    ) -> None:
+        """`url` ends in /v1. Raises FederationError where nobody answers, and ConfigurationError where the key is
+        refused, or there is no such model."""
+        secret = key or os.environ.get("MOTET_API_KEY") or "none"
+        self._url, self._manner = url, manner
+        self._client = openai.OpenAI(base_url=url, api_key=secret, timeout=_SECONDS, max_retries=1)
+        self.mass: dict[str, float] = {}
+        self.finish: str | None = None
+        self._templated = True
+        self.model, self.experts = self._met(model)
+
+    def answer(self, messages: Sequence[Mapping[str, str]], *, excluded: Sequence[str] = ()) -> Iterator[str]:
+        """The answer to a conversation, in pieces. Raises Unanswered and FederationError."""
+        self.mass, self.finish = {}, None
+        try:
+            with self._stream(messages, excluded) as chunks:
+                for choice in (choice for chunk in chunks for choice in chunk.choices):
+                    self._note(choice)
+                    yield printable((choice.delta.content if self._templated else choice.text) or "")
+        except openai.APIStatusError as error:
+            raise Unanswered(printable(_said(error))) from error
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error) from error
+        except openai.APIError as error:  # in the middle of a stream
+            raise Unanswered(printable(error.message)) from error
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._client.close()
+
+    def _stream(self, messages: Sequence[Mapping[str, str]], excluded: Sequence[str]) -> Any:  # noqa: ANN401
+        """Chunks from the endpoint that this model has a use for."""
+        ours: dict[str, Any] = {"attribution": True}
+        if excluded:
+            ours["experts"] = {"exclude": list(excluded)}
+        asked: dict[str, Any] = {"model": self.model, "stream": True, "extra_body": ours}
+        given = {
+            "max_tokens": self._manner.max_tokens,
+            "temperature": self._manner.temperature,
+            "seed": self._manner.seed,
+        }
+        asked |= {name: value for name, value in given.items() if value is not None}
+        if self._templated:
+            try:
+                return self._client.chat.completions.create(**(asked | {"messages": list(messages)}))
+            except openai.BadRequestError as error:
+                if error.code != "no_chat_template":
+                    raise
+                self._templated = False
+        return self._client.completions.create(prompt=as_text(messages), stop=NEXT, **asked)
+
+    def _note(self, choice: Any) -> None:  # noqa: ANN401 - of two classes, with fields of ours
+        self.finish = choice.finish_reason or self.finish
+        for name, mass in ((choice.model_extra or {}).get("attribution") or {}).get("mass", {}).items():
+            self.mass[name] = self.mass.get(name, 0.0) + mass
+
+    def _met(self, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+        """The model's name and its closed experts."""
+        try:
+            models = {each.id: each for each in self._client.models.list()}
+        except openai.APIStatusError as error:
+            raise ConfigurationError(f"{self._url} refused: {printable(_said(error))}; --key names a key") from error
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error) from error
+        if not models or (wanted is not None and wanted not in models):
+            raise ConfigurationError(
+                f"saw the models {', '.join(models) or 'none'} on {self._url}, wanted {wanted or 'one'}; name it with "
+                "--model"
+            )
+        name = next(iter(models)) if wanted is None else wanted
+        experts = (models[name].model_extra or {}).get("experts", [])
+        return name, tuple(printable(str(each)) for each in experts if each != ANCHOR)
+
+    def _unreachable(self, error: openai.APIConnectionError) -> FederationError:
+        return FederationError(
+            f"cannot reach {self._url}: {error.__cause__ or error}; is `motet serve` running there, and does the "
+            "address end in /v1?"
+        )
+
+
+def printable(text: str) -> str:
+    """A text without control characters but ends of lines and tabs, which could do things to a terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or not _controls(letter))
+
+
+def _controls(letter: str) -> bool:
+    return ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0
+
+
+def _said(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or error.message)
