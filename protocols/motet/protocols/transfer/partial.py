@@ -2,7 +2,8 @@
 
 Beside `<contribution>.part` lies `<contribution>.journal`, one record per chunk: where the chunk ends, its length and
 CRC-32, and the payload bytes received so far. Both files are made durable every `SYNC_BYTES`, so after a crash only
-that much needs to be read again; whatever the journal does not vouch for is cut off.
+that much needs to be read again; whatever the journal does not vouch for is cut off. `<contribution>.signed` is the
+manifest as its owner signed it, so that whoever looks at the folder sees whose update is on its way.
 
     partial = Partial(intake, contribution_hex)     # recovers what is there
     partial.append(offset=partial.offset, data=data, checksum=zlib.crc32(data))
@@ -26,7 +27,10 @@ from motet.protocols.errors import TransferRefused
 MAX_CHUNK_BYTES = 1 << 20
 MIN_CHUNK_BYTES = 1 << 16
 SYNC_BYTES = 16 << 20
+LABEL = ".signed"
+"""The suffix of the signed manifest."""
 
+_SUFFIXES = (".part", ".journal", LABEL)
 _RECORD = struct.Struct(">QIIQ")
 _SEAL = struct.Struct(">I")
 _RECORD_BYTES = _RECORD.size + _SEAL.size
@@ -97,6 +101,10 @@ class Partial:
         if self._unsynced >= SYNC_BYTES:
             self.sync()
 
+    def label(self, signed: bytes) -> None:
+        """Keep the signed manifest beside the file, for whoever looks on."""
+        write_atomically(self.path.with_suffix(LABEL), signed, mode=0o600)
+
     def sync(self) -> None:
         """Make what arrived survive a power cut."""
         if not self._unsynced:
@@ -153,14 +161,14 @@ class Partial:
 
 def forget(directory: Path, name: str) -> None:
     """Delete what is there of an upload, if anything."""
-    for suffix in ("part", "journal"):
-        (directory / f"{name}.{suffix}").unlink(missing_ok=True)
+    for suffix in _SUFFIXES:
+        (directory / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def forget_stale(directory: Path, *, days: float) -> None:
     """Delete partial files that nobody has touched for so long: abandoned, or withdrawn before they were whole."""
     for path in directory.iterdir():
-        if path.suffix in (".part", ".journal") and time.time() - path.stat().st_mtime > days * 86400:
+        if path.suffix in _SUFFIXES and time.time() - path.stat().st_mtime > days * 86400:
             path.unlink()
 
 

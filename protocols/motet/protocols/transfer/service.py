@@ -174,6 +174,7 @@ class ExpertTransferService(ExpertTransferServicer):
 
     def _start(self, manifest: Contribution, signed: Signed) -> Upload:
         partial = Partial(self._policy.intake_directory, hex_of(manifest.digest))
+        partial.label(signed.canonical())
         return Upload(manifest=manifest, signed=signed, partial=partial)
 
     def _require_room(self, upload: Upload) -> None:
