@@ -1,0 +1,14 @@
+"""Two pages for people: a playground for whoever uses the model, and a federation's state for whoever coordinates it.
+
+Guarantees: everything that a model or an owner wrote is shown as text, whatever it says; the pages fetch nothing from
+elsewhere and run no script but the one vendored here (`static/htmx.min.js`, htmx 4.0.1, 0BSD, its licence beside it);
+they can be read and used without any script, with the keyboard, and at a width of 360 pixels.
+
+    app = build_app(service)
+    mount(app)                                # the playground, at /
+    mount(app, home=Path("home"))             # and the federation's page, at /federation
+"""
+
+from motet.serving.web.mounting import mount
+
+__all__ = ["mount"]

@@ -1,0 +1,159 @@
+"""The playground: a prompt, a switch for each expert, and two answers side by side, with and without.
+
+add_playground(app, federation=False)          # GET / and POST /, POST /key
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from motet.protocols.documents import first_problem
+from motet.protocols.errors import MotetError
+from motet.serving.api.answer import Answer
+from motet.serving.api.app import conversation_ids, token_ids
+from motet.serving.api.errors import Refusal, refusal_of
+from motet.serving.api.responses import GONE
+from motet.serving.api.schemas import ChatRequest, CompletionRequest
+from motet.serving.api.service import Service
+from motet.serving.engine.job import Job
+from motet.serving.hooks import Access
+from motet.serving.web.comparing import Side, Told, pair_of, spoken, told
+from motet.serving.web.pages import page, wants_part
+from motet.serving.web.visitors import access_of, form_of, keep_key, require_own_page
+
+ENDPOINT = "/"
+"""What records and counters call it."""
+TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the form holds.
+
+    on: the experts that are switched on; None for all.
+    tokens, temperature, seed: as they were typed, judged by the rules of the API.
+    conversation: whether the prompt is put into the model's template.
+    """
+
+    prompt: str = ""
+    on: tuple[str, ...] | None = None
+    tokens: str = str(TOKENS)
+    temperature: str = "0"
+    seed: str = "0"
+    conversation: bool = False
+
+    @classmethod
+    def of(cls, form: Mapping[str, Sequence[str]]) -> "Question":
+        """From the fields of a form. A switch that is off is not among them."""
+        typed = {name: form[name][0] for name in ("prompt", "tokens", "temperature", "seed") if name in form}
+        typed["prompt"] = typed.get("prompt", "").replace("\r\n", "\n")
+        return cls(on=tuple(form.get("on", ())), conversation="conversation" in form, **typed)
+
+    def body(self, model: str) -> CompletionRequest | ChatRequest:
+        """The same as a request to the API. Raises Refusal."""
+        given = {"model": model, "max_tokens": _number(self.tokens), "seed": _number(self.seed)}
+        given["temperature"] = self.temperature
+        try:
+            if self.conversation:
+                messages = [{"role": "user", "content": self.prompt}]
+                return ChatRequest.model_validate(given | {"messages": messages})
+            return CompletionRequest.model_validate(given | {"prompt": self.prompt})
+        except ValidationError as error:
+            raise Refusal(f"saw a form that cannot be used: {first_problem(error)}; correct it") from error
+
+
+def add_playground(app: FastAPI, *, federation: bool) -> None:
+    """Add the page; `federation` says whether there is another page to go to."""
+    service: Service = app.state.service
+
+    def shown(
+        question: Question, access: Access, *, answers: Sequence[Told] = (), problem: Refusal | None = None
+    ) -> Response:
+        return page(
+            "playground.html",
+            status=200 if problem is None else problem.status,
+            service=service,
+            question=question,
+            usable=service.usable(access),
+            conversing=_converses(service),
+            answers=answers,
+            problem=problem,
+            federation=federation,
+        )
+
+    @app.get("/", include_in_schema=False)
+    async def playground(request: Request) -> Response:
+        try:
+            return shown(Question(conversation=_converses(service)), await access_of(request))
+        except Refusal as refusal:
+            return page("key.html", status=refusal.status, service=service, problem=refusal, federation=federation)
+
+    @app.post("/", include_in_schema=False)
+    async def answer(request: Request) -> Response:
+        question, access, answers, problem = Question(), None, [], None
+        try:
+            require_own_page(request)
+            question = Question.of(await form_of(request))
+            access = await access_of(request)
+            found = await compared(request, service, question, access)
+            if found is None:
+                return Response(status_code=GONE)
+            answers = found
+        except (MotetError, Refusal) as error:
+            problem = refusal_of(error)
+        if wants_part(request) or access is None:
+            status = 200 if problem is None else problem.status
+            name = "answers.html" if wants_part(request) else "key.html"
+            return page(name, status=status, service=service, answers=answers, problem=problem, federation=federation)
+        return shown(question, access, answers=answers, problem=problem)
+
+    @app.post("/key", include_in_schema=False)
+    async def key(request: Request) -> Response:
+        try:
+            require_own_page(request)
+            given = (await form_of(request)).get("key", [""])[0].strip()
+            response = RedirectResponse("/", status_code=303)
+            keep_key(request, response, given)
+            if given:
+                await access_of(request, key=given)
+        except Refusal as refusal:
+            return page("key.html", status=refusal.status, service=service, problem=refusal, federation=federation)
+        return response
+
+
+async def compared(request: Request, service: Service, question: Question, access: Access) -> list[Told] | None:
+    """Both answers, None if the reader has gone. Raises Refusal, and MotetError as the engine and the meter do."""
+    sides = pair_of(service.composite.roster, on=question.on or (), usable=service.usable(access))
+    jobs = await run_in_threadpool(_jobs, service, question, sides)
+    async with AsyncExitStack() as leaving:
+        answers = []
+        for job in jobs:
+            answers.append(Answer(service, access, endpoint=ENDPOINT, jobs=[job]))
+            leaving.push_async_callback(answers[-1].leave)
+        steps = await spoken(request, answers)
+    if steps is None:
+        return None
+    return [told(side, each, service.composite.roster.names) for side, each in zip(sides, steps, strict=True)]
+
+
+def _jobs(service: Service, question: Question, sides: Sequence[Side]) -> list[Job]:
+    body = question.body(service.name)
+    if isinstance(body, ChatRequest):
+        ids = conversation_ids(service, body.messages)
+    else:
+        ids = token_ids(service, question.prompt)[0]
+    return [service.job(body, ids, side.experts, limit=body.max_tokens, logprobs=None) for side in sides]
+
+
+def _converses(service: Service) -> bool:
+    return bool(getattr(service.composite.tokenizer, "chat_template", None))
+
+
+def _number(typed: str) -> int | str:
+    return int(typed) if typed.strip().lstrip("-").isdecimal() and len(typed) < 20 else typed
