@@ -1,4 +1,4 @@
-"""The sub-commands `motet serve` and `motet bench serve`."""
+"""The sub-command `motet serve`, and those of this room that lie elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from motet.protocols.output import note
+from motet.serving.bench.commands import register as register_bench
 from motet.serving.chat_commands import register as register_chat
 from motet.serving.policy_commands import register as register_policy
 from motet.serving.usage_commands import register as register_usage
@@ -14,6 +15,7 @@ from motet.serving.usage_commands import register as register_usage
 def register(app: typer.Typer) -> None:
     """Add this room's sub-commands to the command line."""
     app.command()(serve)
+    register_bench(app)
     register_chat(app)
     register_policy(app)
     register_usage(app)

@@ -80,11 +80,11 @@ class Network:
     def _column(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self.shape.device).unsqueeze(1)
 
-    def _mask(self, rows: Sequence[Row]) -> Tensor:
-        """(rows, experts) bool."""
+    def mask(self, sets: Sequence[tuple[bool, ...]]) -> Tensor:
+        """(sets, experts) bool: all that switching from one set to another takes."""
         if len(self._masks) > 4096:  # sets are many where there are many experts
             self._masks.clear()
-        found = [self._masks.setdefault(row.mask, torch.tensor(row.mask, device=self.shape.device)) for row in rows]
+        found = [self._masks.setdefault(each, torch.tensor(each, device=self.shape.device)) for each in sets]
         return torch.stack(found)
 
     def _told(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor | None:
@@ -96,13 +96,13 @@ class Network:
         padded = torch.tensor([[*row.tokens, *[0] * (longest - len(row.tokens))] for row in rows])
         real = torch.arange(longest)[None] < torch.tensor(counts)[:, None]
         before = torch.stack([row.state.last_told() for row in rows])
-        found: Tensor = router(padded, expert_mask=self._mask(rows), real=real, before=before)
+        found: Tensor = router(padded, expert_mask=self.mask([row.mask for row in rows]), real=real, before=before)
         return found
 
     def _routing(self, rows: Sequence[Row], counts: Sequence[int], told: Tensor | None) -> Routing:
         """For every token of the pass a row of its own."""
         repeats = torch.tensor(counts, device=self.shape.device)
-        mask = self._mask(rows).repeat_interleave(repeats, dim=0)  # (tokens, experts)
+        mask = self.mask([row.mask for row in rows]).repeat_interleave(repeats, dim=0)  # (tokens, experts)
         router = self.model.token_router
         if told is None or router is None:
             return Routing(expert_mask=mask)
