@@ -1,5 +1,7 @@
 """Decompositions keep what they say, whichever way they are made."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,21 @@ def test_differences_come_one_at_a_time_and_are_of_this_anchor(anchor_directory:
     name = next(iter(ffn))
     with pytest.raises(ExpertError, match=f"{name}: saw .* as in the anchor"):
         list(changes(anchor, ffn | {name: torch.zeros(3, 3)}))
+
+
+def test_a_difference_is_gone_before_the_next_is_made() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    def noted(change: Tensor) -> Tensor:
+        seen.append(weakref.ref(change))
+        return change
+
+    def parts() -> Iterator[tuple[str, Tensor]]:
+        for number in range(3):
+            assert [each() for each in seen] == [None] * number
+            yield str(number), noted(of_rank(4, 24, 16, seed=number))
+
+    assert len(decompose(parts(), rank=2).matrices) == 3
 
 
 def test_the_largest_rank_still_makes_an_expert_smaller(anchor_directory: Path) -> None:

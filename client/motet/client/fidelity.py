@@ -24,10 +24,10 @@ from motet.client.preparation import Material
 from motet.client.training import TrainedExpert
 from motet.client.tuning import split, tuned
 from motet.client.worker import trained_expert
-from motet.moe.anchor import Anchor
 from motet.moe.experts import read_update, swap_ffn, write_update
 from motet.moe.lowrank import Factors, FactorSource
 from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
+from motet.moe.squeeze import changes, decompose
 from motet.protocols.codec import CodecSettings, Method, UpdateReader, encode
 from motet.protocols.documents import Strict
 from motet.protocols.errors import DataError
@@ -101,8 +101,11 @@ def fidelity(
         for settings in SETTINGS:
             tell(f"{settings.method} {_options(settings)}")
             yield bench.row(settings)
-        for rank in RANKS:
-            factors = truncated(material.anchor, trained.ffn, rank)
+        narrowest = min(min(spec.shape) for spec in material.anchor.manifest.ffn())
+        ranks = [rank for rank in RANKS if rank <= narrowest]
+        found = decompose(changes(material.anchor, trained.ffn), rank=max(ranks, default=1))
+        for rank in ranks:
+            factors = found.factors(rank)
             for settings in FACTOR_SETTINGS[:2]:
                 tell(f"{settings.method}, rank {rank}")
                 yield bench.low_rank(factors, settings, "rank {}")
@@ -188,16 +191,6 @@ class _Bench:
             return bits_per_byte(score_windows(self._model, windows))
         with swap_ffn(self._model, ffn):
             return bits_per_byte(score_windows(self._model, windows))
-
-
-def truncated(anchor: Anchor, trained: Networks, rank: int) -> dict[str, Factors]:
-    """Each difference's best approximation of a rank, its singular values shared between both factors."""
-    factors = {}
-    for name, tensor in anchor.ffn().items():
-        u, s, v = torch.linalg.svd(trained[name].float() - tensor.float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        factors[name] = Factors(a=(root[:, None] * v[:rank]).contiguous(), b=(u[:, :rank] * root).contiguous())
-    return factors
 
 
 def _options(settings: CodecSettings) -> str:

@@ -123,6 +123,7 @@ def decompose(
         if not 1 <= rank <= limit:
             raise ExpertError(f"{name}: saw rank {rank}, wanted one from 1 to {limit}; choose a smaller one")
         found[name] = _directions(name, part, rank)
+        del part  # before the next one is made
         on_matrix(len(found))
     return Decomposition(matrices=found, rank=rank)
 
