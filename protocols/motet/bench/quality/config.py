@@ -74,7 +74,7 @@ class ExpertsConfig(Strict):
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Ranks of low-rank experts to measure under `filter`, trained (`lowrank:R`) and squeezed out of full ones
     (`squeezed:R`)."""
-    lowrank_learning_rates: Rates = (8e-3, 1.6e-2, 3.2e-2)
+    lowrank_learning_rates: Rates = (1.5e-2, 3e-2, 6e-2)
     """Tried for every low-rank expert that is trained; its owner's validation documents choose."""
 
 
