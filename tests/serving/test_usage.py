@@ -95,12 +95,16 @@ def test_an_answer_is_kept_once_and_whole(store: UsageStore) -> None:
     assert store.total(Period()).answers == 1
 
 
+def keep_many(store: UsageStore, count: int) -> None:
+    for number in range(count):
+        store.keep(record(number, (0.5, 0.25, 0.25)), IDS)
+
+
 def test_a_full_disk_keeps_nothing_of_an_answer(store: UsageStore) -> None:
     (pages,) = store._database.execute("PRAGMA page_count").fetchone()
     store._database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageError, match="full"):
-        for number in range(2000):
-            store.keep(record(number, (0.5, 0.25, 0.25)), IDS)
+        keep_many(store, 2000)
     total = store.total(Period())
     assert sum(masses(store).values()) == total.generated_tokens * MICROTOKENS == total.answers * MICROTOKENS
 
@@ -203,4 +207,4 @@ def test_what_was_kept_survives_a_kill(tmp_path: Path) -> None:
     with UsageStore(path) as store:
         total = store.total(Period())
         assert total.answers - len(told) in (0, 1)  # one may have been kept that nobody was told of
-        assert sum(masses(store).values()) == total.answers * MICROTOKENS
+        assert sum(each.microtokens for each in total.experts) == total.answers * MICROTOKENS

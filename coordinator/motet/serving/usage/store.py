@@ -196,7 +196,7 @@ _ANSWERS = """
 SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(generated_tokens), 0) FROM answers
 WHERE kept >= ? AND kept < ? {tenants}"""
 _EXPERTS = """
-SELECT mass.contribution, coalesce(name, '?'), owner, count(*), sum(generated_tokens), sum(microtokens)
+SELECT mass.contribution, coalesce(name, 'unknown'), owner, count(*), sum(generated_tokens), sum(microtokens)
 FROM answers JOIN mass ON mass.answer = answers.sequence LEFT JOIN experts USING (contribution)
 WHERE kept >= ? AND kept < ? {tenants} AND (? IS NULL OR owner = ?)
 GROUP BY mass.contribution ORDER BY name, mass.contribution"""
