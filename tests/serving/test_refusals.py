@@ -30,7 +30,11 @@ def answered(server: Running, body: object, *, path: str = "/v1/completions") ->
 @pytest.mark.parametrize(
     ("changes", "status", "said"),
     [
-        ({"experts": {"exclude": ["lawyer"]}}, 400, "saw unknown experts lawyer; this model has anchor, art, law, math"),
+        (
+            {"experts": {"exclude": ["lawyer"]}},
+            400,
+            "saw unknown experts lawyer; this model has anchor, art, law, math",
+        ),
         ({"experts": {"include": []}}, 400, "empty list"),
         ({"experts": {}}, 400, "neither include nor exclude"),
         ({"experts": {"exclude": ["anchor"]}}, 400, "the anchor always takes part"),
@@ -159,7 +163,9 @@ def test_keys_decide_who_may_use_which_experts(composite: Composite) -> None:
         known = server.client().with_options(api_key="good")
         found = known.completions.create(**SOUND)
         assert found.model_extra["experts_used"] == ["anchor", "art", "math"]
-        with pytest.raises(openai.BadRequestError, match="saw law, wanted experts that may be used here and now: anchor"):
+        with pytest.raises(
+            openai.BadRequestError, match="saw law, wanted experts that may be used here and now: anchor"
+        ):
             known.completions.create(**SOUND, extra_body={"experts": {"include": ["law", "math"]}})
     assert [record.tenant for record in server.records] == ["clinic"]
 
