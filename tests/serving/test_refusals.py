@@ -163,9 +163,7 @@ def test_keys_decide_who_may_use_which_experts(composite: Composite) -> None:
         known = server.client().with_options(api_key="good")
         found = known.completions.create(**SOUND)
         assert found.model_extra["experts_used"] == ["anchor", "art", "math"]
-        with pytest.raises(
-            openai.BadRequestError, match="saw law, wanted experts that may be used here and now: anchor"
-        ):
+        with pytest.raises(openai.BadRequestError, match="saw law, wanted experts that may be used here and now"):
             known.completions.create(**SOUND, extra_body={"experts": {"include": ["law", "math"]}})
     assert [record.tenant for record in server.records] == ["clinic"]
 
