@@ -66,6 +66,21 @@ def test_the_trained_expert_becomes_the_next_contribution(home: OwnerHome) -> No
     assert squeeze_own(home, Goal(rank=8)).packed.digest == done.packed.digest
 
 
+def test_no_job_undoes_what_its_owner_chose(home: OwnerHome) -> None:
+    done = squeeze_own(home, Goal(rank=8))
+    assert packed_of(home).digest == done.packed.digest
+    assert squeeze_own(home, Goal(rank=4)).packed.contribution.version == 3
+    edit(home, "steps = 20", "steps = 2")
+    assert packed_of(home).contribution.kind == "full"
+
+
+def test_nor_where_a_contribution_was_squeezed(home: OwnerHome) -> None:
+    done = squeeze_own(home, Goal(rank=8), contribution=packed_of(home).digest)
+    assert packed_of(home).digest == done.packed.digest
+    smaller = squeeze_own(home, Goal(rank=4), contribution=done.packed.digest)
+    assert packed_of(home).digest == smaller.packed.digest
+
+
 def test_the_curve_is_of_encoded_factors_and_rises_with_the_rank(home: OwnerHome) -> None:
     curve = squeeze_own(home, Goal()).curve
     assert [point.rank for point in curve.points] == [1, 2, 4, 8, 16, LARGEST]

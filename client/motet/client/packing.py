@@ -39,9 +39,18 @@ _log = logging.getLogger(__name__)
 class _PackingRecord(Document):
     schema_: Literal["motet.packing/1"] = Field("motet.packing/1", alias="schema")
     key: Digest
+    stands_for: Digest | None = None
+    """What it was squeezed out of: the fingerprint of a training, or the key of another contribution."""
 
 
-def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: Tell = lambda line: None) -> Packed:
+def pack(
+    trained: TrainedExpert,
+    material: Material,
+    home: OwnerHome,
+    *,
+    tell: Tell = lambda line: None,
+    stands_for: str | None = None,
+) -> Packed:
     """Encode, tune, measure, sign, and put into the outbox.
 
     Args:
@@ -49,6 +58,8 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
         material: what it was trained on.
         home: the owner's home.
         tell: told what comes next, before every evaluation; what it raises ends the packing, and nothing is kept.
+        stands_for: what the expert was squeezed out of: `trained.fingerprint`, or `origin_of` a contribution. As long as
+            it is the newest, that is not packed again: a job that comes later would undo the owner's choice.
 
     Raises:
         ConfigurationError: the charter does not admit the codec's method, or what chooses proxies is not installed.
@@ -58,7 +69,7 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
     """
     key = packing_key(trained, home)
     for newest in packed_contributions(home)[-1:]:
-        if _is_the_same(newest, key, material, home):
+        if _is_the_same(newest, key, material, home) or _stands_for(newest, {key, trained.fingerprint}):
             return newest
     with storage_errors(home.outbox):
         home.outbox.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
     named = name_proxies(material, home)
     encoded = encode_expert(trained, material, home, folder, tell=tell)
     manifest = _manifest(trained, material, home, encoded, named)
-    _write_papers(folder, manifest, home, key, named)
+    _write_papers(folder, manifest, home, _PackingRecord(key=key, stands_for=stands_for), named)
     target = home.contribution(manifest.digest)
     _keep_version(trained, material, home, encoded, manifest)
     folder.rename(target)
@@ -75,10 +86,12 @@ def pack(trained: TrainedExpert, material: Material, home: OwnerHome, *, tell: T
     return read_packed(target, owner=home.key.public)
 
 
-def _write_papers(folder: Path, manifest: Contribution, home: OwnerHome, key: str, named: NamedProxies | None) -> None:
+def _write_papers(
+    folder: Path, manifest: Contribution, home: OwnerHome, record: _PackingRecord, named: NamedProxies | None
+) -> None:
     """What lies beside the update: the signed manifest, which leaves with it, and for the owner alone the rest."""
     write_atomically(folder / MANIFEST_NAME, seal(manifest, home.key).canonical())
-    write_atomically(folder / PACKING_NAME, _PackingRecord(key=key).canonical())
+    write_atomically(folder / PACKING_NAME, record.canonical())
     if named is not None:
         write_atomically(folder / PROXIES_NAME, "\n".join(named.preview).encode())
     folder.chmod(0o755)
@@ -90,6 +103,18 @@ def packing_key(trained: TrainedExpert, home: OwnerHome) -> str:
     tuning = {"tune": home.config.codec.tune, "successive": home.config.codec.successive}
     named = {"proxies": True} if wanted_proxies(home) else {}
     return digest_of({"schema": "motet.packing/1", "training": trained.fingerprint, "codec": settings | tuning} | named)
+
+
+def origin_of(packed: Packed) -> str | None:
+    """What a contribution was packed from, or squeezed out of if it was; None where that was not noted."""
+    path = packed.folder / PACKING_NAME
+    record = _PackingRecord.parse(path.read_bytes()) if path.exists() else None
+    return None if record is None else record.stands_for or record.key
+
+
+def _stands_for(packed: Packed, named: set[str]) -> bool:
+    path = packed.folder / PACKING_NAME
+    return path.exists() and _PackingRecord.parse(path.read_bytes()).stands_for in named
 
 
 def _is_the_same(packed: Packed, key: str, material: Material, home: OwnerHome) -> bool:

@@ -5,7 +5,7 @@ figure is the expert's before, so that `gain_kept` tells what squeezing and enco
 held-out text chose the rank, the contribution's figures are of other documents than those that chose.
 
     done = squeeze_own(OwnerHome.load(Path("owner")), Goal(energy=0.9))
-    done.packed.contribution.rank, done.curve.points
+    done.packed.contribution.rank, done.curve.points     # no job packs the full expert again in its place
     squeeze_file(Path("composite"), Path("anchor"), Goal(rank=16), expert="medicine", to=Path("medicine.motetup"))
 """
 
@@ -23,7 +23,7 @@ from motet.client.data import Corpus, load_corpus
 from motet.client.encoding import scoring_model
 from motet.client.outbox import Packed, find_packed
 from motet.client.owner import DataConfig, OwnerHome, require_kind
-from motet.client.packing import pack
+from motet.client.packing import origin_of, pack
 from motet.client.preparation import Material, fetch_anchor, prepare
 from motet.client.proxy_list import require_ready
 from motet.client.spool import Spool
@@ -93,8 +93,8 @@ def squeeze_own(
         report(0.0, "reading the text and the anchor")
         fetch_anchor(home)
         material = prepare(home)
-        with _own_source(home, material, contribution) as (source, record):
-            return _made(source, record, material, home, goal, settings, to, report)
+        with _own_source(home, material, contribution) as own:
+            return _made(own, material, home, goal, settings, to, report)
     finally:
         spool.close()
 
@@ -137,25 +137,32 @@ def squeeze_file(
     return Outcome(curve=curve, file=to)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Own:
+    """An owner's expert, how it was trained, and what names it where packing asks."""
+
+    source: SourceExpert
+    record: TrainingRecord
+    key: str | None
+
+
 @contextmanager
-def _own_source(
-    home: OwnerHome, material: Material, contribution: str | None
-) -> Iterator[tuple[SourceExpert, TrainingRecord]]:
-    """The expert that is meant, and how it was trained."""
+def _own_source(home: OwnerHome, material: Material, contribution: str | None) -> Iterator[_Own]:
+    """The expert that is meant."""
     config, folder = home.config.training, training_folder(home)
     finished = Checkpoints(folder=folder, fingerprint=fingerprint(material, config)).steps() == config.steps
     trained = train(material, config, folder) if finished and contribution is None else None
     if trained is not None:
-        yield trained_source(home.config.name, trained), trained.record
+        source = trained_source(home.config.name, trained)
+        yield _Own(source=source, record=trained.record, key=trained.fingerprint)
         return
     packed = find_packed(home, contribution)
     with packed_source(packed, home, material.anchor) as source:
-        yield source, packed.contribution.training
+        yield _Own(source=source, record=packed.contribution.training, key=origin_of(packed))
 
 
 def _made(
-    source: SourceExpert,
-    record: TrainingRecord,
+    own: _Own,
     material: Material,
     home: OwnerHome,
     goal: Goal,
@@ -163,6 +170,7 @@ def _made(
     to: Path | None,
     report: Report,
 ) -> Outcome:
+    source = own.source
     choosing, reported = _halves(material.corpus, goal)
     score = _score(scoring_model(material, home), _windows(material.anchor, home, choosing))
     limit = home.charter.experts.max_rank
@@ -173,8 +181,9 @@ def _made(
         write_lowrank_update(to, material.anchor, curve.factors, source.rows, settings)
         return Outcome(curve=curve, file=to)
     report(0.9, "packing")
-    expert = _expert(source, curve, record.model_copy(update={"held_out_documents": len(reported.held_out)}))
-    packed = pack(expert, replace(material, corpus=reported), home, tell=lambda line: report(0.9, line))
+    expert = _expert(source, curve, own.record.model_copy(update={"held_out_documents": len(reported.held_out)}))
+    told = replace(material, corpus=reported)
+    packed = pack(expert, told, home, tell=lambda line: report(0.9, line), stands_for=own.key)
     return Outcome(curve=curve, packed=packed)
 
 
