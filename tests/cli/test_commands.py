@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 COMMANDS = (
     "ablate",
     *("admit", "assemble", "bench", "contribute", "coordinate", "demo", "doctor", "eval", "harness", "init", "inspect"),
-    "export-adapter",
+    *("api-key", "chat", "export-adapter", "squeeze", "terms", "usage"),
     *("join", "pack", "pull", "report", "serve", "train", "try", "unpack", "verify", "version", "withdraw", "work"),
 )
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}

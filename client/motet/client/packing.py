@@ -58,8 +58,8 @@ def pack(
         material: what it was trained on.
         home: the owner's home.
         tell: told what comes next, before every evaluation; what it raises ends the packing, and nothing is kept.
-        stands_for: what the expert was squeezed out of: `trained.fingerprint`, or `origin_of` a contribution. As long as
-            it is the newest, that is not packed again: a job that comes later would undo the owner's choice.
+        stands_for: what the expert was squeezed out of: `trained.fingerprint`, or `origin_of` a contribution. While it
+            is the newest, that is not packed again: a job that comes later would undo the owner's choice.
 
     Raises:
         ConfigurationError: the charter does not admit the codec's method, or what chooses proxies is not installed.

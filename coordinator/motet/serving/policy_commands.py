@@ -63,7 +63,7 @@ def revoke(
     policy: PolicyFile,
     as_json: Json = False,
 ) -> None:
-    """Take a key back; it is refused at once by a running server."""
+    """Take a key back, by its id as `motet api-key list` shows it; a running server refuses it at once."""
     from motet.serving.policy.keys import revoke_key
     from motet.serving.policy.rules import Policy
 
