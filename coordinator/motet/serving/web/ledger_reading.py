@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution, JoinRequest, Withdrawal
 from motet.protocols.errors import DocumentError, LedgerError, StorageError
 from motet.protocols.ledger import EntryKind, LedgerEntry, Standing, fold
@@ -46,6 +47,8 @@ class LedgerReading:
 
     def __init__(self, path: Path) -> None:
         self.standing = Standing()
+        self.charter: Charter | None = None
+        """What the first entry says."""
         self.lines: deque[Line] = deque(maxlen=KEPT)
         self.decisions: deque[Line] = deque(maxlen=KEPT)
         """Those lines that admit, refuse or withdraw."""
@@ -94,6 +97,8 @@ class LedgerReading:
         self.lines.append(line)
         if entry.kind in ("admitted", "refused", "withdrawn"):
             self.decisions.append(line)
+        if entry.kind == "charter":
+            self.charter = _signed(entry.body).open(Charter)
         if entry.kind == "enrolled":
             self.enrolled[entry.subject] = entry.at
         if entry.kind == "admitted":
@@ -118,7 +123,7 @@ def _decided(body: dict[str, Any]) -> dict[str, str]:
     return {
         "who": contribution.name,
         "says": f"version {contribution.version}, {contribution.kind}{rank}, {contribution.update_bytes:,} bytes",
-        "reason": f"{reason}: {message}" if reason else "",
+        "reason": message if reason in message else f"{reason}: {message}",
     }
 
 

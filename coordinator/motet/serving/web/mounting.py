@@ -22,7 +22,8 @@ def mount(app: FastAPI, *, home: Path | None = None) -> None:
 
     Raises:
         ConfigurationError: `home` is no coordinator's home.
-        SignatureError: its charter's signature does not hold.
+        LedgerError, SignatureError: its ledger does not hold.
+        StorageError: it cannot be read.
     """
     observer = None if home is None else Observer(home)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")

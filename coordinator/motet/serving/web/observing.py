@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from motet.coordinator.run_record import OwnerProgress, RunRecord, RunState, read_run
-from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution
 from motet.protocols.errors import ConfigurationError, DocumentError, MotetError
 from motet.protocols.evaluation.sections import Section
@@ -97,9 +96,15 @@ class Observer:
     """Watches one home. Usable from several threads."""
 
     def __init__(self, home: Path) -> None:
-        """Raises ConfigurationError where there is no home, and SignatureError."""
-        self.home, self.charter = home, _charter(home)
-        self._ledger = LedgerReading(home / "ledger.sqlite")
+        """Raises ConfigurationError where there is no ledger, StorageError and LedgerError where it cannot be read."""
+        path = home / "ledger.sqlite"
+        if not path.is_file():
+            raise ConfigurationError(f"saw no {path}, wanted a coordinator's home; name one, or leave --home out")
+        self._ledger = LedgerReading(path)
+        self._ledger.look()
+        if self._ledger.charter is None:
+            raise ConfigurationError(f"saw an empty {path}, wanted a federation's; `motet init` founds one")
+        self.home, self.charter = home, self._ledger.charter
         self._losses = Losses()
         self._measurements = Measurements(home, self.charter)
         self._alone = threading.Lock()
@@ -183,17 +188,6 @@ class Observer:
             problems.append(f"What {contribution} took on the wire cannot be read: {error}")
             told = None
         return self._ledger.received.get(contribution, 0) if told is None else told
-
-
-def _charter(home: Path) -> Charter:
-    path = home / "charter.signed.json"
-    try:
-        signed = Signed.parse(path.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path} ({error.strerror}): {home} is no coordinator's home; name one, or leave --home out"
-        ) from error
-    return signed.open(Charter, by=signed.open(Charter).coordinator)
 
 
 def _arrivals(intake: Path) -> tuple[Arrival, ...]:
