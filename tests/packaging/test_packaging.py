@@ -111,6 +111,11 @@ def test_the_wheel_holds_only_motet(wheel: Path) -> None:
         "motet/coordinator/py.typed",
         "motet/coordinator/flower_app/pyproject.toml",
         "motet/protocols/transfer/expert_transfer.proto",
+        "motet/protocols/evaluation/templates/figures.html",
+        "motet/serving/web/templates/playground.html",
+        "motet/serving/web/static/pages.css",
+        "motet/serving/web/static/htmx.min.js",
+        "motet/serving/web/static/htmx.LICENSE.txt",
         "motet/demo/quickstart_files/anchor/model.safetensors",
         "motet/demo/quickstart_files/text/medicine.jsonl",
     ):

@@ -35,19 +35,23 @@ def serve(
     ] = None,
     home: Annotated[
         Path | None,
-        typer.Option(help="A coordinator's home on this machine, whose ledger tells terms and withdrawals."),
+        typer.Option(
+            help="A coordinator's home on this machine, whose ledger tells terms and withdrawals; /federation shows it."
+        ),
     ] = None,
     state: Annotated[
         Path | None, typer.Option(help="The folder of the server's key and usage; below $XDG_STATE_HOME if not given.")
     ] = None,
 ) -> None:
-    """Serve a composite to OpenAI's clients, each request with the experts it names."""
+    """Serve a composite to OpenAI's clients, each request with the experts it names; to people, a page at /."""
     import uvicorn  # noqa: F401 - first, so that its extra is named if it is missing
+    from fastapi import FastAPI
 
     from motet.serving.engine.loading import load_composite
     from motet.serving.governing import governed
     from motet.serving.run import serve as run
     from motet.serving.state import default_state
+    from motet.serving.web import mount
 
     loaded = load_composite(composite)
     known_as = name or composite.resolve().name
@@ -59,6 +63,10 @@ def serve(
         for line in given.notes:
             note(f"note: {line}")
 
+        def extend(app: FastAPI) -> None:
+            given.extend(app)
+            mount(app, home=home)
+
         run(
             loaded,
             host=host,
@@ -67,6 +75,6 @@ def serve(
             max_batch=max_batch,
             queue=queue,
             hooks=given.hooks,
-            extend=given.extend,
+            extend=extend,
             ready=note,
         )
