@@ -16,6 +16,7 @@ from motet.serving.engine.loading import Composite, load_composite
 from motet.serving.governing import governed
 from motet.serving.policy.keys import make_key, revoke_key
 from motet.serving.policy.members import write_contributions
+from motet.serving.usage.statement import server_key
 from motet.serving.usage.store import Period, UsageStore
 
 from .conftest import NAME
@@ -194,12 +195,13 @@ def test_what_may_surprise_is_noted(loaded: Composite, federation: Federation, t
         assert given.notes[0].startswith("the terms of ")
 
 
-def test_a_tenant_sees_its_own_usage(server: Served, policy: Path, federation: Federation) -> None:
+def test_a_tenant_sees_its_own_usage(server: Served, policy: Path, federation: Federation, tmp_path: Path) -> None:
     clinic, guest = (make_key(policy.parent / "keys.json", tenant=name) for name in ("clinic", "guest"))
     whole = server.client(clinic).completions.create(**GREEDY, extra_body={"attribution": True})
     server.client(guest).completions.create(**GREEDY)
     told = httpx.get(f"{server.url}/v1/usage", headers={"Authorization": f"Bearer {clinic}"}).json()
     assert (told["tenant"], told["answers"], told["generated_tokens"]) == ("clinic", 1, 8)
+    assert told["server"] == server_key(tmp_path / "state").public
     assert sum(each["microtokens"] for each in told["experts"]) == 8_000_000
     mass = whole.choices[0].model_extra["attribution"]["mass"]
     assert {each["name"]: each["microtokens"] for each in told["experts"]} == {

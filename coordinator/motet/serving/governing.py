@@ -65,23 +65,27 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         members = members_of(roster, _known(ledger, rules, policy))
         unknown = missing(roster, members)
         if rules is not None and unknown:
-            raise ConfigurationError(
-                f"saw no terms of {', '.join(unknown)}, wanted each expert's where there is a policy; name the "
-                "coordinator's home with --home, or a file that `motet terms` wrote as `contributions` in the policy"
-            )
+            raise _no_terms(unknown)
         sources: list[Source] = [] if ledger is None else [ledger]
         if rules is not None and rules.deny_list is not None:
             sources.append(DenyList(_beside(policy, rules.deny_list), roster))
-        store = opened.enter_context(_books(state, roster, members))
+        store, server = opened.enter_context(_books(state, roster, members)), server_key(state).public
         yield Governed(
             hooks=Hooks(
                 authorise=_door(roster, members, rules, policy),
                 meter=_meter(store, roster),
                 withdrawn=_withdrawals(roster, members, sources),
             ),
-            extend=lambda app: app.include_router(usage_router(app.state.service, store)),
+            extend=lambda app: app.include_router(usage_router(app.state.service, store, server=server)),
             notes=_notes(roster, members, rules, unknown),
         )
+
+
+def _no_terms(unknown: Sequence[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"saw no terms of {', '.join(unknown)}, wanted each expert's where there is a policy; name the coordinator's "
+        "home with --home, or a file that `motet terms` wrote as `contributions` in the policy"
+    )
 
 
 def _known(ledger: LedgerSource | None, rules: Policy | None, policy: Path | None) -> dict[str, Contribution]:
@@ -110,7 +114,6 @@ def _withdrawals(roster: Roster, members: dict[str, Contribution], sources: Sequ
 def _books(state: Path, roster: Roster, members: dict[str, Contribution]) -> UsageStore:
     with storage_errors(state, new=True):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server_key(state)
     store = UsageStore(state / USAGE_FILE)
     try:
         own = zip(roster.contributions, roster.names[1:], strict=True)

@@ -1,6 +1,6 @@
 """/v1/usage: what a key's tenant has used.
 
-app.include_router(usage_router(service, store))
+app.include_router(usage_router(service, store, server=key.public))
 """
 
 from typing import Annotated, Any
@@ -17,8 +17,8 @@ from motet.serving.usage.store import Period, UsageStore
 _Seconds = Annotated[int | None, Query(ge=0, le=1 << 40, description="Seconds since the epoch.")]
 
 
-def usage_router(service: Service, store: UsageStore) -> APIRouter:
-    """The endpoint, for an application with this service."""
+def usage_router(service: Service, store: UsageStore, *, server: str) -> APIRouter:
+    """The endpoint, for an application with this service; `server` is the public key that signs its statements."""
     router = APIRouter()
 
     @router.get("/v1/usage", tags=["listings"])
@@ -29,6 +29,6 @@ def usage_router(service: Service, store: UsageStore) -> APIRouter:
         if period.since > period.until:
             raise Refusal(f"saw since = {since} after until = {until}, wanted it before", param="since")
         total = await run_in_threadpool(lambda: store.total(period, tenant=access.tenant))
-        return {"tenant": access.tenant} | usage_json(total)
+        return {"tenant": access.tenant, "server": server} | usage_json(total)
 
     return router

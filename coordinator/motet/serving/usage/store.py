@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS answers (
     expert_set TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, generated_tokens INTEGER NOT NULL,
     finish_reasons TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS by_time ON answers (kept);
+CREATE INDEX IF NOT EXISTS by_tenant ON answers (tenant, kept);
 CREATE TABLE IF NOT EXISTS mass (
     answer INTEGER NOT NULL REFERENCES answers (sequence), contribution TEXT NOT NULL, microtokens INTEGER NOT NULL,
     PRIMARY KEY (answer, contribution)) STRICT, WITHOUT ROWID;
@@ -90,11 +91,13 @@ class UsageStore:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         """Raises StorageError when it cannot be used: the disk is full or not writable, or the file is damaged."""
-        self.path, self._clock, self._guard = path, clock, threading.Lock()
+        self.path, self._clock = path, clock
+        self._guard, self._reading = threading.Lock(), threading.Lock()
         with storage_errors(path, new=True):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
             self._database = _connect(path)
+            self._reader = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def introduce(self, experts: Sequence[Expert]) -> None:
         """Says what experts are called and whose they are; an owner once known is not forgotten."""
@@ -134,16 +137,19 @@ class UsageStore:
             return now
 
     def total(self, period: Period, *, tenant: str | object | None = _ANYBODY, owner: str | None = None) -> Total:
-        """What a period holds: of one tenant (None: of requests that had none), of one owner's experts alone."""
+        """What a period holds: of one tenant (None: of requests that had none), of one owner's experts alone.
+
+        However long the adding up takes, answers are kept meanwhile.
+        """
         tenants, values = ("", ()) if tenant is _ANYBODY else ("AND tenant IS ?", (tenant,))
         where: tuple[Any, ...] = (period.since, period.until, *values)
-        with self._guard, self._errors():
-            self._database.execute("BEGIN")
+        with self._reading, self._errors():
+            self._reader.execute("BEGIN")
             try:
-                answers = self._database.execute(_ANSWERS.format(tenants=tenants), where).fetchone()
-                experts = self._database.execute(_EXPERTS.format(tenants=tenants), (*where, owner, owner)).fetchall()
+                answers = self._reader.execute(_ANSWERS.format(tenants=tenants), where).fetchone()
+                experts = self._reader.execute(_EXPERTS.format(tenants=tenants), (*where, owner, owner)).fetchall()
             finally:
-                self._database.execute("ROLLBACK")
+                self._reader.execute("ROLLBACK")
         return Total(
             period=period,
             answers=answers[0],
@@ -154,7 +160,8 @@ class UsageStore:
 
     def close(self) -> None:
         """Lets go of the database."""
-        with self._guard:
+        with self._guard, self._reading:
+            self._reader.close()
             self._database.close()
 
     def __enter__(self) -> Self:
