@@ -43,7 +43,7 @@ def test_the_anchor_is_in_every_set() -> None:
         ({"include": ["law"], "exclude": ["law"]}, "law both"),
         (
             {"include": ["law"], "allowed": {"news"}},
-            "saw law, wanted experts that may be used here and now: anchor, news",
+            "saw law, wanted .* here and now: anchor, news",
         ),
     ],
 )

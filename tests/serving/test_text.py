@@ -39,9 +39,10 @@ def test_the_pieces_are_the_whole(text: str) -> None:
     assert "".join(pieces) == TOKENIZER.decode(TOKENIZER.encode(text))
 
 
-@given(
-    some.text(alphabet="ab€", max_size=20), some.lists(some.text(alphabet="ab€", min_size=1, max_size=4), max_size=3)
-)
+STOPS = some.lists(some.text(alphabet="ab€", min_size=1, max_size=4), max_size=3)
+
+
+@given(some.text(alphabet="ab€", max_size=20), STOPS)
 def test_nothing_of_a_stop_text_is_ever_told(text: str, stop: list[str]) -> None:
     pieces, stopped = told(text, tuple(stop))
     ends = [at for each in stop if (at := text.find(each)) >= 0]

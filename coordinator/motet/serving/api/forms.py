@@ -73,7 +73,9 @@ class Form:
         mass = {name: round(sum(token.shares[at] for token in tokens), 6) for at, name in enumerate(names)}
         return {
             "mass": {name: value for name, value in mass.items() if name in self.answer.experts.names},
-            "tokens": [{"token": token.text, "shares": each} for token, each in zip(tokens, named, strict=True)],
+            "tokens": [
+                {"id": token.id, "token": token.text, "shares": each} for token, each in zip(tokens, named, strict=True)
+            ],
         }
 
 
