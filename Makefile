@@ -2,7 +2,8 @@
 # make test   build .venv with the test extras; ruff, mypy --strict, pytest
 # make check  the quick subset: ruff, mypy, the tests that start no processes
 # make fuzz   one minute of mutated update files against the codec (FUZZ_SECONDS); needs atheris
-# make nightly  the same for half an hour
+# make nightly  the same for half an hour, and the server under two thousand requests
+# make soak   just the latter (SOAK_REQUESTS)
 # make venv   just the environment
 # make proto  regenerate the gRPC stubs from the .proto
 PYTHON ?= python3.11
@@ -15,8 +16,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ := build/fuzz
+SOAK_REQUESTS ?= 2000
 
-.PHONY: venv demo test check proto fuzz nightly clean
+.PHONY: venv demo test check proto fuzz soak nightly clean
 
 venv: $(STAMP)
 
@@ -65,8 +67,11 @@ fuzz: $(FUZZ_STAMP)
 	TMPDIR=$(FUZZ)/tmp $(BIN)/python tests/fuzz/fuzz_update.py -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=512 \
 	  -verbosity=0 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found $(FUZZ)/seeds
 
+soak: $(TEST_STAMP)
+	MOTET_SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/pytest -q tests/serving/test_soak.py
+
 nightly: FUZZ_SECONDS := 1800
-nightly: fuzz
+nightly: fuzz soak
 
 clean:
 	rm -rf $(VENV)
