@@ -73,7 +73,8 @@ class Federation:
         return replace(self, home=directory / "home")
 
 
-def found_federation(directory: Path, terms: dict[str, Terms] = TERMS, *, context: int = 192) -> Federation:
+def found_federation(directory: Path, terms: dict[str, Terms] = TERMS, *, context: int | None = 192) -> Federation:
+    """With a context of None there is no composite, only what was signed."""
     coordinator = SigningKey.generate()
     charter = Charter(
         name="test",
@@ -93,7 +94,8 @@ def found_federation(directory: Path, terms: dict[str, Terms] = TERMS, *, contex
             _append(ledger, "enrolled", key.public, seal(request, key))
             _append(ledger, "admitted", signed[name].open(Contribution).digest, signed[name])
     federation = Federation(home=home, composite=directory / "composite", keys=keys, signed=signed)
-    _write_composite(federation, context)
+    if context is not None:
+        _write_composite(federation, context)
     return federation
 
 
