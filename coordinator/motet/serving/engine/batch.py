@@ -147,6 +147,8 @@ class Batch:
                 self.seconds += (time.monotonic() - each.ticket.since - self.seconds) / 16
                 self.prefixes.keep(each.tokens, each.state)
         self.running = [each for each in self.running if each.finish is None]
+        kept = self.prefixes.sets | {each.ticket.job.experts.digest for each in self.running}
+        self._names = {digest: members for digest, members in self._names.items() if digest in kept}
 
 
 def tell_unbegun(ticket: Ticket, reason: FinishReason) -> None:

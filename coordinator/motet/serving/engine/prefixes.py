@@ -30,6 +30,11 @@ class Prefixes:
         """Positions that there is memory for in all that is kept."""
         return sum(state.room for state in self._kept.values())
 
+    @property
+    def sets(self) -> set[str]:
+        """Digests of the sets that something is kept of."""
+        return {digest for digest, _ in self._kept}
+
     def keep(self, tokens: Sequence[int], state: State) -> None:
         """Takes a state over; `tokens` are those that filled it."""
         if not LEAST <= state.length <= self.limit:
