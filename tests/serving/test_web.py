@@ -25,6 +25,7 @@ from ..coordinator.conftest import (  # noqa: F401 - fixtures
     make_owner,
     public_text,
 )
+from .conftest import TEMPLATE
 from .watched import MARKUP, Site, Watched, site, speaking, watched
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: motet[test] has it")
@@ -36,7 +37,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PAT
 SCREENSHOTS = os.environ.get("MOTET_SCREENSHOTS")
 SECONDS = 20
 """How long a busy machine may take to show something."""
-PHONE, DESK = {"width": 360, "height": 740}, {"width": 1100, "height": 1000}
+PHONE, DESK = {"width": 360, "height": 740}, {"width": 960, "height": 900}
 WORDS = re.findall(
     r"\w+",
     "the patient court pleads with fever and a fine of two weeks under section nine is given every day by law "
@@ -92,7 +93,7 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def picture(page: Page, name: str, *, whole: bool = False) -> None:
     if SCREENSHOTS:
-        page.evaluate("scrollTo(0, 0)")
+        page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", animations="disabled", full_page=whole)
 
 
@@ -115,36 +116,38 @@ def test_two_answers_with_the_keyboard_alone(pages: Site, tab: Callable[..., Pag
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.get_by_label("Prompt").focus()
     page.keyboard.type("the judge is")
-    for name in ("art", "law"):
+    for name in ("art", "law", "math", "news"):
         page.keyboard.press("Tab")
         expect(page.get_by_role("switch", name=name)).to_be_focused()
     page.keyboard.press("Space")
-    expect(page.get_by_role("switch", name="law")).not_to_be_checked()
+    expect(page.get_by_role("switch", name="news")).not_to_be_checked()
     page.get_by_label("Tokens at most").focus()
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type("12")
     page.keyboard.press("Enter")
     every = page.get_by_role("article", name="With every expert")
-    without = page.get_by_role("article", name="Without law")
+    without = page.get_by_role("article", name="Without news")
     said = "Answer: {}".format
     expect(every.get_by_role("region", name=said("With every expert"))).to_have_text(
         completed(pages, "the judge is", include=["art", "law", "math", "news", "verse"])
     )
-    expect(without.get_by_role("region", name=said("Without law"))).to_have_text(
-        completed(pages, "the judge is", exclude=["law"])
+    expect(without.get_by_role("region", name=said("Without news"))).to_have_text(
+        completed(pages, "the judge is", exclude=["news"])
     )
-    assert page.get_by_role("status").inner_text() == "With every expert: 12 tokens. Without law: 12 tokens."
-    assert without.locator(".said .t").count() == 12
+    assert page.get_by_role("status").inner_text() == "With every expert: 12 tokens. Without news: 12 tokens."
+    assert without.locator("details tbody tr").count() == 12
+    assert {piece.split()[0] for piece in without.locator(".said .t").all_inner_texts()} <= set(WORDS)
     bars = without.get_by_role("table", name="Share of gate mass")
     rows = [row.split() for row in bars.locator("tbody tr").all_inner_texts()]
-    assert [name for name, *_ in rows] == ["anchor", "art", "math", "news", "verse"]
+    assert [name for name, *_ in rows] == ["anchor", "art", "law", "math", "verse"]
     assert sum(float(share) for _, share, _ in rows) == pytest.approx(100, abs=0.3)
-    booked = next(each for each in pages.records if each.endpoint == "/" and "law" not in each.used)
+    assert all((box := row.bounding_box()) and box["height"] < 40 for row in bars.locator("tbody tr").all())
+    booked = next(each for each in pages.records if each.endpoint == "/" and "news" not in each.used)
     mass = booked.mass()
     for name, share, _ in rows:
         assert float(share) == pytest.approx(100 * mass[name] / 12, abs=0.06)
     without.get_by_text("Token by token").click()
-    table = without.get_by_role("region", name="Tokens: Without law").locator("tbody tr")
+    table = without.get_by_role("region", name="Tokens: Without news").locator("tbody tr")
     led = table.first.locator("td").nth(1).inner_text()
     first = without.locator(".said .t").first
     assert (first.get_attribute("title") or "").startswith(led)
@@ -176,9 +179,10 @@ def test_markup_that_a_model_writes_is_text(tab: Callable[..., Page]) -> None:
     words = [f'<img/src=x{number}/onerror="document.title=1">' for number in range(20)]
     words += [f"</span><script>document.title={number}</script>" for number in range(20)]
     words += [f'"hx-get="/v1/models"hx-trigger="load"{number}' for number in range(20)]
-    with site(speaking(words)) as loud:
+    with site(speaking(words, template=TEMPLATE)) as loud:
         page = tab()
         page.goto(loud.url)
+        expect(page.get_by_role("checkbox", name="Ask as in a conversation")).to_be_checked()
         page.get_by_label("Prompt").fill(MARKUP)
         page.get_by_role("button", name="Compare").click()
         answer = page.get_by_role("region", name="Answer: With every expert")
@@ -186,6 +190,7 @@ def test_markup_that_a_model_writes_is_text(tab: Callable[..., Page]) -> None:
         assert page.locator("#answers :is(img, script, [onerror], [hx-get])").count() == 0
         assert page.title() == "demo, playground | Motet"
         assert set(answer.inner_text().split()) <= set(words)
+        assert loud.records[-1].prompt_tokens == len(f"user: {MARKUP} assistant:".split())
 
 
 @needs_chromium
@@ -221,7 +226,8 @@ def test_the_federations_page_follows_what_happens(pages: Site, scene: Watched, 
     assert worst.get_attribute("class") == "h8"
     require_accessible(page)
     picture(page, "federation")
-    page.get_by_role("heading", name="Evaluation").scroll_into_view_if_needed()
+    if SCREENSHOTS:
+        page.locator("#measured section section").first.screenshot(path=Path(SCREENSHOTS) / "evaluation.png")
     page.get_by_role("link", name="Let it stand still").click()
     scene.progress(law=80, medicine=75, news=25)
     page.wait_for_timeout(2500)

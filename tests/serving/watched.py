@@ -40,8 +40,11 @@ TERMS = {
 }
 
 
-def speaking(words: Sequence[str]) -> Composite:
-    """A tiny composite each of whose tokens is one of these words; an unknown one is read as the first."""
+def speaking(words: Sequence[str], *, template: str | None = None) -> Composite:
+    """A tiny composite each of whose tokens is one of these words; an unknown one is read as the first.
+
+    With a `template` it answers conversations.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,6 +53,7 @@ def speaking(words: Sequence[str]) -> Composite:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>")
+    fast.chat_template = template
     model = mixed(vocab_size=len(vocabulary), max_position_embeddings=192)
     return in_memory(model, fast, anchor=ANCHOR_DIGEST, digest=COMPOSITE_DIGEST)
 
@@ -129,13 +133,14 @@ class Watched:
         rows = row_names(tuple(member.name for member in federation.composites()[composite].members))
         for name, owner in self.owners.items():
             if name in TERMS:
-                scores = {row: _score(4.0 if name in row and "without" not in row else 6.0) for row in rows}
+                bits = dict.fromkeys(rows, 6.0) | {row: 4.5 for row in rows if row.startswith("composite")}
+                bits |= {f"expert:{name}": 4.0, f"composite-without:{name}": 5.9}
                 report = EvaluationReport(
                     charter=self.home.charter.digest,
                     composite=composite,
                     owner=owner.key.public,
                     domain=name,
-                    rows=scores | {"composite": _score(4.5)},
+                    rows={row: _score(each) for row, each in bits.items()},
                 )
                 federation.keep_evaluation(seal(report, owner.key))
 

@@ -100,6 +100,7 @@ def test_only_the_doubtful_tail_is_read_again(tmp_path, monkeypatch):
 
 def test_removing_leaves_nothing(tmp_path):
     partial, _ = _filled(tmp_path, 2)
+    partial.label(b"whose it is")
     partial.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -107,7 +108,7 @@ def test_removing_leaves_nothing(tmp_path):
 def test_only_what_nobody_touched_for_long_is_forgotten(tmp_path):
     _filled(tmp_path, 2)
     fresh = {path.name for path in tmp_path.iterdir()}
-    for name in ("old.part", "old.journal", "old.txt"):
+    for name in ("old.part", "old.journal", "old.signed", "old.txt"):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (0, 0))
     forget_stale(tmp_path, days=30)

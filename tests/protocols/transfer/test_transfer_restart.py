@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from motet.protocols.canonical import hex_of
 from motet.protocols.contribution import Contribution
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
@@ -30,6 +31,8 @@ def _wait_for_part(site, size):
     while time.monotonic() < deadline:
         for part in (site.home / "intake").glob("*.part"):
             if part.stat().st_size >= size:
+                label = Signed.parse(part.with_suffix(".signed").read_bytes())
+                assert hex_of(label.open(Contribution).digest) == part.stem
                 return
         time.sleep(0.02)
     raise AssertionError(f"no partial file of {size} bytes came to be")
