@@ -62,12 +62,10 @@ class LedgerReading:
     def look(self) -> None:
         """Take in what is new. Raises LedgerError, SignatureError, and StorageError when it cannot be read now."""
         start = 0 if self.standing.last is None else self.standing.last.sequence + 1
-        for text in self._newer(start):
-            try:
-                entry = LedgerEntry.parse(text.encode())
-            except (DocumentError, AttributeError) as error:
-                raise LedgerError(f"{self._path}: an entry is damaged: {error}; restore a backup") from error
-            self.standing = fold([entry], self.standing)
+        newer = [self._parsed(text) for text in self._newer(start)]
+        if newer:
+            self.standing = fold(newer, self.standing)
+        for entry in newer:
             self._note(entry)
 
     @property
@@ -75,6 +73,12 @@ class LedgerReading:
         """The digest of the newest one that has nobody in it who has withdrawn."""
         gone = self.standing.withdrawn
         return next((digest for digest, members in reversed(self._composites) if not members & gone), None)
+
+    def _parsed(self, text: str) -> LedgerEntry:
+        try:
+            return LedgerEntry.parse(text.encode())
+        except (DocumentError, AttributeError) as error:
+            raise LedgerError(f"{self._path}: an entry is damaged: {error}; restore a backup") from error
 
     def _newer(self, start: int) -> list[str]:
         try:

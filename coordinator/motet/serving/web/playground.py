@@ -70,61 +70,77 @@ class Question:
 
 def add_playground(app: FastAPI, *, federation: bool) -> None:
     """Add the page; `federation` says whether there is another page to go to."""
-    service: Service = app.state.service
+    playground = Playground(app.state.service, federation)
+    app.add_api_route("/", playground.show, methods=["GET"], include_in_schema=False, response_model=None)
+    app.add_api_route("/", playground.answer, methods=["POST"], include_in_schema=False, response_model=None)
+    app.add_api_route("/key", playground.keep, methods=["POST"], include_in_schema=False, response_model=None)
 
-    def shown(
-        question: Question, access: Access, *, answers: Sequence[Told] = (), problem: Refusal | None = None
-    ) -> Response:
-        return page(
-            "playground.html",
-            status=200 if problem is None else problem.status,
-            service=service,
-            question=question,
-            usable=service.usable(access),
-            conversing=_converses(service),
-            answers=answers,
-            problem=problem,
-            federation=federation,
-        )
 
-    @app.get("/", include_in_schema=False)
-    async def playground(request: Request) -> Response:
+@dataclass(frozen=True, slots=True, eq=False)
+class Playground:
+    """The page of one service; each method answers one kind of request."""
+
+    service: Service
+    federation: bool
+
+    async def show(self, request: Request) -> Response:
+        """The page before anything was asked, or the one that asks for a key."""
         try:
-            return shown(Question(conversation=_converses(service)), await access_of(request))
+            return self._page(Question(conversation=_converses(self.service)), await access_of(request))
         except Refusal as refusal:
-            return page("key.html", status=refusal.status, service=service, problem=refusal, federation=federation)
+            return self._closed(refusal)
 
-    @app.post("/", include_in_schema=False)
-    async def answer(request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
+        """Both answers: as a part of the page to a script, else as the whole page."""
         question, access, answers, problem = Question(), None, [], None
         try:
             require_own_page(request)
             question = Question.of(await form_of(request))
             access = await access_of(request)
-            found = await compared(request, service, question, access)
+            found = await compared(request, self.service, question, access)
             if found is None:
                 return Response(status_code=GONE)
             answers = found
         except (MotetError, Refusal) as error:
             problem = refusal_of(error)
-        if wants_part(request) or access is None:
-            status = 200 if problem is None else problem.status
-            name = "answers.html" if wants_part(request) else "key.html"
-            return page(name, status=status, service=service, answers=answers, problem=problem, federation=federation)
-        return shown(question, access, answers=answers, problem=problem)
+        if wants_part(request):
+            return page("answers.html", status=_status(problem), answers=answers, problem=problem)
+        if access is None:
+            return self._closed(problem)
+        return self._page(question, access, answers=answers, problem=problem)
 
-    @app.post("/key", include_in_schema=False)
-    async def key(request: Request) -> Response:
+    async def keep(self, request: Request) -> Response:
+        """Let the browser keep a key that is good, or forget the one it has."""
         try:
             require_own_page(request)
-            given = (await form_of(request)).get("key", [""])[0].strip()
+            key = (await form_of(request)).get("key", [""])[0].strip()
             response = RedirectResponse("/", status_code=303)
-            keep_key(request, response, given)
-            if given:
-                await access_of(request, key=given)
+            keep_key(request, response, key)
+            if key:
+                await access_of(request, key=key)
         except Refusal as refusal:
-            return page("key.html", status=refusal.status, service=service, problem=refusal, federation=federation)
+            return self._closed(refusal)
         return response
+
+    def _page(
+        self, question: Question, access: Access, *, answers: Sequence[Told] = (), problem: Refusal | None = None
+    ) -> Response:
+        return page(
+            "playground.html",
+            status=_status(problem),
+            service=self.service,
+            question=question,
+            usable=self.service.usable(access),
+            conversing=_converses(self.service),
+            answers=answers,
+            problem=problem,
+            federation=self.federation,
+        )
+
+    def _closed(self, problem: Refusal | None) -> Response:
+        return page(
+            "key.html", status=_status(problem), service=self.service, problem=problem, federation=self.federation
+        )
 
 
 async def compared(request: Request, service: Service, question: Question, access: Access) -> list[Told] | None:
@@ -149,6 +165,10 @@ def _jobs(service: Service, question: Question, sides: Sequence[Side]) -> list[J
     else:
         ids = token_ids(service, question.prompt)[0]
     return [service.job(body, ids, side.experts, limit=body.max_tokens, logprobs=None) for side in sides]
+
+
+def _status(problem: Refusal | None) -> int:
+    return 200 if problem is None else problem.status
 
 
 def _converses(service: Service) -> bool:
