@@ -82,8 +82,7 @@ def squeeze_own(
         WorkerBusy: the worker is at it; stop it first.
         MotetError: as preparing and packing raise it.
     """
-    codec = home.config.codec.model_copy(update={} if method is None else {"method": method})
-    home = replace(home, config=home.config.model_copy(update={"codec": codec}))
+    home = home if method is None else _with_method(home, method)
     settings = home.codec_settings("lowrank")
     require_kind(home.charter, "lowrank", goal.rank or 1)
     require_ready(home)
@@ -135,6 +134,11 @@ def squeeze_file(
             return Outcome(curve=curve)
         write_lowrank_update(to, anchor, curve.factors, source.rows, settings)
     return Outcome(curve=curve, file=to)
+
+
+def _with_method(home: OwnerHome, method: Method) -> OwnerHome:
+    codec = home.config.codec.model_copy(update={"method": method})
+    return replace(home, config=home.config.model_copy(update={"codec": codec}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
