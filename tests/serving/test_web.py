@@ -6,6 +6,8 @@ With MOTET_SCREENSHOTS=DIR in the environment the pictures of the documentation 
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,6 +324,23 @@ def test_another_sites_page_starts_nothing(pages: Site, headers: dict[str, str])
         assert found.status_code == 403
         assert "set-cookie" not in found.headers
     assert len(pages.records) == before
+
+
+def test_a_reader_who_leaves_frees_both_places(pages: Site) -> None:
+    before = len(pages.records)
+    body = b"prompt=the&tokens=180&temperature=0&seed=0"
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", int(pages.url.rpartition(":")[2]))) as connection:
+        connection.sendall(head + body)
+        while not pages.service.engine.load().running:
+            time.sleep(0.001)
+    deadline = time.monotonic() + SECONDS
+    engine = pages.service.engine
+    while (engine.load().running or len(pages.records) < before + 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ends = [choice.finish_reason for record in pages.records[before:] for choice in record.choices]
+    assert ends == ["cancelled", "cancelled"]
+    assert (engine.load().running, engine.load().waiting) == (0, 0)
 
 
 def test_what_cannot_be_read_is_told_beside_the_rest(scene: Watched, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def pair_of(roster: Roster, *, on: Collection[str], usable: Collection[str]) -> 
 
 async def spoken(request: Request, answers: Sequence[Answer]) -> list[list[Step]] | None:
     """The steps of every answer, or None if the reader has gone. Raises as `Answer.steps`."""
-    working = asyncio.ensure_future(asyncio.gather(*(_steps(answer) for answer in answers)))
+    working = asyncio.ensure_future(_all(answers))
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -108,6 +108,17 @@ def _pieces(steps: Sequence[Step], names: Sequence[str]) -> Iterator[Piece]:
             leader = step.token.shares.index(share)
             strength = min(STRENGTHS, 1 + int(share * STRENGTHS))
             yield Piece(text=step.text, leader=leader, name=names[leader], share=share, strength=strength)
+
+
+async def _all(answers: Sequence[Answer]) -> list[list[Step]]:
+    """When one fails, nobody waits for the others."""
+    tasks = [asyncio.ensure_future(_steps(answer)) for answer in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _steps(answer: Answer) -> list[Step]:
