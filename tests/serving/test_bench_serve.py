@@ -14,7 +14,8 @@ def run(slow: float = 1.0, **changes: float) -> Run:
     speeds = {"generate-4": 50.0, "server-1": 10.0, "server-4": 100.0, "server-16": 60.0}
     speeds |= {"same-4": 40.0, "mixed-4": 40.0, "same-16": 44.0, "mixed-16": 40.0} | changes
     first = {"server-1": (0.1,), "server-4": (0.2, 0.3, 0.2, 0.2), "server-16": (0.4,) * 16}
-    return Run(speeds={name: value / slow for name, value in speeds.items()}, first=first)
+    by_processor = {name: 2 * value for name, value in speeds.items()}
+    return Run(speeds={name: value / slow for name, value in speeds.items()}, by_processor=by_processor, first=first)
 
 
 def test_ratios_are_medians_of_rounds_so_that_a_slow_round_does_not_count() -> None:
@@ -27,6 +28,7 @@ def test_ratios_are_medians_of_rounds_so_that_a_slow_round_does_not_count() -> N
         "switch_ms": 0.03,
         "ttft_ms": {"1": 100.0, "4": 200.0, "16": 400.0},
     }
+    assert report.overhead_by_processor(16) == pytest.approx(10.0)
     assert any("2 in the stock export" in line for line in report.lines())
 
 

@@ -40,9 +40,11 @@ class Settings(Strict):
 
 
 class Run(Strict):
-    """One round, in tokens a second, and the seconds to the first token of each request."""
+    """One round, in tokens a second, also of processor time, and the seconds to the first token of each request."""
 
     speeds: dict[str, float]
+    by_processor: dict[str, float]
+    """Tokens for each second of this process's processor time: steadier where a machine has other work."""
     first: dict[str, tuple[float, ...]]
 
     def ratio(self, one: str, other: str) -> float:
@@ -75,6 +77,11 @@ class Report(Strict):
         """What different sets among `number` requests cost against equally large ones that are all the same, in %."""
         return 100 * (self.ratio(f"same-{number}", f"mixed-{number}") - 1)
 
+    def overhead_by_processor(self, number: int) -> float:
+        """The same of processor time."""
+        same, mixed = f"same-{number}", f"mixed-{number}"
+        return 100 * (median(run.by_processor[same] / run.by_processor[mixed] for run in self.runs) - 1)
+
     def as_json(self) -> dict[str, Any]:
         """As the command prints it."""
         first = {
@@ -103,7 +110,9 @@ class Report(Strict):
         for name in self.runs[0].speeds:
             speeds = [run.speeds[name] for run in self.runs]
             yield f"{name:12} {median(speeds):8.1f} tokens/s  ({min(speeds):.1f} to {max(speeds):.1f})"
-        yield f"mixed sets   {self.overhead(4):+.1f} % at 4 requests, {self.overhead(16):+.1f} % at 16"
+        for number in (4, 16):
+            wall, processor = self.overhead(number), self.overhead_by_processor(number)
+            yield f"mixed sets   {wall:+.1f} % at {number} requests, {processor:+.1f} % of processor time"
         for name, aim in AIMS.items():
             yield f"{name:28} {found[name]:>9}   aim {aim}"
         yield "ttft_ms      " + ", ".join(f"{value} at {name}" for name, value in found["ttft_ms"].items())

@@ -76,13 +76,18 @@ class _Bench:
     def round(self, *, warm: bool = False) -> Run:
         """Every measurement once; `warm` only the smallest, of no interest."""
         every, sets = self.composite.roster.every(), different_sets(self.composite.roster, MOST)
-        speeds, first = {"generate-4": self._generate(4)}, {}
-        for number in (1,) if warm else (1, 4, MOST):
-            speeds[f"server-{number}"], first[f"server-{number}"] = self._serve([every] * number)
+        speeds, by_processor, first = {"generate-4": self._generate(4)}, {}, {}
+        asked = {f"server-{number}": [every] * number for number in ((1,) if warm else (1, 4, MOST))}
         for number in () if warm else (4, MOST):
-            speeds[f"same-{number}"], _ = self._serve(sets[:1] * number)
-            speeds[f"mixed-{number}"], _ = self._serve(sets[:number])
-        return Run(speeds=speeds, first=first)
+            asked |= {f"same-{number}": sets[:1] * number, f"mixed-{number}": sets[:number]}
+        for name, chosen in asked.items():
+            tokens, wall, processor = len(chosen) * self.settings.generated, time.perf_counter(), time.process_time()
+            told = self._serve(chosen)
+            speeds[name] = tokens / (time.perf_counter() - wall)
+            by_processor[name] = tokens / (time.process_time() - processor)
+            if name.startswith("server"):
+                first[name] = told
+        return Run(speeds=speeds, by_processor=by_processor, first=first)
 
     def _prompts(self, number: int) -> list[list[int]]:
         """Never the same twice, so that nothing is known from before."""
@@ -105,8 +110,8 @@ class _Bench:
         )
         return number * length / (time.perf_counter() - begun)
 
-    def _serve(self, sets: Sequence[ExpertSet]) -> tuple[float, tuple[float, ...]]:
-        """Tokens a second of the server for a request for each of the sets, all at once; seconds to first tokens."""
+    def _serve(self, sets: Sequence[ExpertSet]) -> tuple[float, ...]:
+        """A request to the server for each of the sets, all at once: seconds to their first tokens."""
         bodies = [
             {
                 "model": NAME,
@@ -118,10 +123,7 @@ class _Bench:
             }
             for prompt, chosen in zip(self._prompts(len(sets)), sets, strict=True)
         ]
-        begun = time.perf_counter()
-        first = asyncio.run(_all(self.url, bodies))
-        seconds = time.perf_counter() - begun
-        return len(sets) * self.settings.generated / seconds, tuple(first)
+        return tuple(asyncio.run(_all(self.url, bodies)))
 
 
 async def _all(url: str, bodies: Sequence[dict[str, object]]) -> list[float]:
