@@ -64,6 +64,21 @@ def test_an_error_inside_the_block_ends_the_children(tmp_path: Path) -> None:
     assert children[0].returncode == -signal.SIGTERM
 
 
+def test_a_kernel_that_knows_nothing_of_a_process_that_is_gone_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(pid: int, flags: int = 0) -> int:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "pidfd_open", unknown)
+    with troupe(tmp_path) as players:
+        child = players.start("family", FAMILY)
+        grandchild = int(wait_for_text(tmp_path / "family.log"))
+        players.check()
+    assert not alive(child.pid)
+    assert not alive(grandchild)
+
+
 def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from motet.protocols.errors import FederationError
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.02
 _LOG_TAIL_LINES = 12
 
 
@@ -176,11 +177,11 @@ class Troupe:
         for child in self._running.values():
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
-        psutil.wait_procs(list(self._descendants.values()), timeout=max(0.0, deadline - time.monotonic()))
+        _await_gone(self._descendants.values(), deadline - time.monotonic())
         self._signal(signal.SIGKILL)
         for child in self._running.values():
             child.wait()
-        psutil.wait_procs(list(self._descendants.values()), timeout=_GRACE_SECONDS)
+        _await_gone(self._descendants.values(), _GRACE_SECONDS)
         self._running.clear()
         self._descendants.clear()
 
@@ -195,3 +196,21 @@ class Troupe:
 
     def _tail(self, name: str) -> str:
         return log_tail(self._logs / f"{name}.log")
+
+
+def _await_gone(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Wait until none of these runs, or the time is over.
+
+    By looking: `psutil.wait_procs` opens a handle, and not every kernel says of a process that has just gone what
+    psutil expects to hear.
+    """
+    deadline = time.monotonic() + seconds
+    while any(_runs(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
