@@ -100,7 +100,8 @@ def wait_for_ever(folder: Path, tell, should_stop) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_process_raises_is_raised() -> None:
+def test_what_a_process_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # what a process is to do, it imports from this file
     with pytest.raises(StorageError, match="make some"):
         run_ranks(refuse, (), ranks=2, on_progress=print, should_stop=lambda: False)
 

@@ -67,7 +67,7 @@ def test_what_dropping_the_bias_costs_is_told(federation: Federation) -> None:
         "without_bias": made.bias.without_bias,
         "cost": pytest.approx(made.bias.without_bias - made.bias.with_bias, abs=1e-6),
     }
-    assert "dropping bias and filter costs" in made.lines()[-1]
+    assert "dropping it costs" in made.lines()[-1]
     assert json.dumps(made.as_json())
     assert kept.summary.stock_path != made.summary.stock_path
     assert make(federation, stock=False, drop_bias=True).bias is None
