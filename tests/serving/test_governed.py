@@ -25,7 +25,7 @@ from .conftest import NAME
 from .federated import TERMS, Federation, Served, found_federation, served
 
 GREEDY = {"model": NAME, "prompt": "a prompt of a few words", "temperature": 0.0, "max_tokens": 8}
-ENDLESS = {"model": NAME, "prompt": "on and on", "max_tokens": 16000, "stream": True, "seed": 1}
+ENDLESS = {"model": NAME, "prompt": "on and on", "max_tokens": 16000, "stream": True, "temperature": 0}
 POLICY = """
 contributions = "contributions.jsonl"
 deny_list = "denied"
