@@ -76,7 +76,7 @@ class _Tensor:
 def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = False) -> StockExport:
     """Writes a native composite directory as a stock checkpoint into the new directory `out`.
 
-    `drop_bias` leaves the bias out instead of widening the model: smaller, and no longer the same function.
+    `drop_bias` leaves the bias out, and of a pre-norm family what adds up evidence: no longer the same function.
     Raises ExportError when the composite cannot be expressed or `out` is in use, TensorFileError when its files are
     malformed, StorageError when the disk is full.
     """

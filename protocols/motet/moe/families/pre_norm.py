@@ -1,30 +1,41 @@
 """What a decoder layer computes whose MLP reads a normalised copy of the residual stream, as in Llama and most since.
 
-class LlamaMixtureLayer(LlamaDecoderLayer):
-    def forward(self, hidden_states, *, routing=None, **attention):
-        return pre_norm(self, hidden_states, routing, attention)
+class LlamaMixtureLayer(PreNormMixture, LlamaDecoderLayer):
+    ...
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from motet.moe.gate import Routing
+from motet.moe.mixture import Mixture
 
 
-def pre_norm(
-    layer: Any,  # noqa: ANN401 - each family's own class
-    hidden_states: Tensor,
-    routing: Routing | None,
-    attention: Mapping[str, Any],
-) -> Tensor:
-    """One layer with its `mlp` a mixture: hidden_states (batch, seq, hidden) -> the same shape.
+class PreNormMixture:
+    """Makes a family's decoder layer, named after this class among the bases, one whose MLP is a mixture.
 
-    `layer` has `input_layernorm`, `self_attn`, `post_attention_layernorm` and `mlp`; `attention` is what the model
-    hands to its attention.
+    The layer has `input_layernorm`, `self_attn`, `post_attention_layernorm` and `mlp`, as transformers names them.
     """
-    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **attention)
-    hidden_states = hidden_states + attended
-    mixed: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_states), routing)
-    return hidden_states + mixed
+
+    self_attn: Any
+    input_layernorm: Any
+    post_attention_layernorm: Any
+    mlp: Any
+
+    def __init__(self, config: Any, layer_idx: int, mixture: Mixture) -> None:  # noqa: ANN401 - each family's own
+        super().__init__(config, layer_idx)  # type: ignore[call-arg]
+        self.mlp = mixture
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        routing: Routing | None = None,
+        **attention: Any,  # noqa: ANN401 - what the model hands to its attention
+    ) -> Tensor:
+        """hidden_states (batch, seq, hidden) -> the same shape; `routing` is handed to the mixture."""
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention)
+        hidden_states = hidden_states + attended
+        mixed: Tensor = self.mlp(self.post_attention_layernorm(hidden_states), routing)
+        return hidden_states + mixed
