@@ -302,6 +302,7 @@ def test_every_page_says_that_nothing_comes_from_elsewhere(pages: Site) -> None:
         ({"tokens": "0"}, "max_tokens"),
         ({"tokens": ""}, "max_tokens"),
         ({"seed": "9" * 30}, "seed"),
+        ({"seed": "--5"}, "seed"),
         ({"prompt": "the " * 300}, "the model&#39;s context"),
         ({"on": ["law", "<b>"]}, "unknown experts &lt;b&gt;"),
         ({"on": ["x"] * 600}, "a form that cannot be read"),

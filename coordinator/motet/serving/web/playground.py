@@ -176,4 +176,4 @@ def _converses(service: Service) -> bool:
 
 
 def _number(typed: str) -> int | str:
-    return int(typed) if typed.strip().lstrip("-").isdecimal() and len(typed) < 20 else typed
+    return int(typed) if typed.strip().removeprefix("-").isdecimal() and len(typed) < 20 else typed
