@@ -2,7 +2,8 @@
 
 Guarantees: what is learnt is what the model would have to write. Where the template marks it ({% generation %}), the
 mark decides; else an answer is what rendering with it adds to rendering up to it with the prompt for one. An earlier
-answer that a template renders otherwise once the conversation goes on is read and not learnt; the last one always is.
+answer that a template renders otherwise once the conversation goes on, and one that opens the conversation, so that
+there is nothing to render it against, are read and not learnt; the last one always is learnt.
 
     chat = Chat.of(anchor.tokenizer())
     found = chat.conversation([{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}])
@@ -22,6 +23,8 @@ from motet.protocols.errors import DataError
 
 ANSWERER = "assistant"
 INSTRUCTORS = ("system", "developer")
+_REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a template raises, itself or by what it does with a conversation's values."""
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Message = dict[str, Any]
@@ -80,7 +83,7 @@ class Chat:
         try:
             text = self._rendered(told)
             spans = self._marked_spans(told) if self.marked else self._added_spans(told, text)
-        except (TemplateError, TypeError, KeyError) as error:
+        except _REFUSALS as error:
             raise DataError(f"the chat template refuses it: {error}") from error
         answers = tuple(_trimmed(text, spans))
         if not answers:
@@ -118,10 +121,15 @@ class Chat:
         return spans
 
     def _added_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """What each answer adds to what comes before it and the prompt for it."""
+        """What each answer adds to what comes before it, if anything does, and the prompt for it."""
+        if len(messages) == 1:
+            raise DataError(
+                "saw an answer that nothing comes before, wanted the message that it answers, since the chat template "
+                "does not mark what is generated"
+            )
         spans = []
         for number, message in enumerate(messages):
-            if message["role"] == ANSWERER:
+            if number and message["role"] == ANSWERER:  # without messages nothing is rendered
                 before = self._rendered(messages[:number], prompt=True)
                 last = number + 1 == len(messages)
                 after = text if last else self._rendered(messages[: number + 1])
