@@ -4,12 +4,10 @@ model.to(device_of(config))
 require_devices(config)                 # as many as there are processes
 """
 
-from contextlib import suppress
-from pathlib import Path
-
 import psutil
 import torch
 
+from motet.client.control_groups import group_free_bytes
 from motet.client.owner import TrainingConfig
 from motet.protocols.errors import ConfigurationError
 
@@ -56,12 +54,8 @@ def require_devices(config: TrainingConfig) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory of a device that may still be taken; of the CPU this machine's, or what a container leaves of it."""
+    """The bytes of a device that may still be taken; of the CPU this machine's, or what its control groups leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no such limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, max(0, limit - used))
-    return free
+    free, left = int(psutil.virtual_memory().available), group_free_bytes()
+    return free if left is None else min(free, left)
