@@ -17,6 +17,14 @@ from motet.moe.composite import compose
 from motet.moe.experts import Expert, read_update, stored_tensors
 from motet.moe.lowrank import LowRankExpert, read_lowrank_update
 from motet.moe.squeeze import changes, decompose
+from motet.protocols.composite_manifest import (
+    MANIFEST_FILE,
+    CompositeManifest,
+    CompositeMember,
+    RoutingPolicy,
+    Tuning,
+    membership_of,
+)
 from motet.protocols.errors import CodecError, ConfigurationError, DataError, ExpertError, ExpertSetError, WorkerBusy
 from motet.protocols.expert_files import materialise_file
 from motet.protocols.update_files import rank_in
@@ -257,6 +265,45 @@ def test_what_is_no_expert_is_refused(home: OwnerHome, tmp_path: Path) -> None:
         squeeze_file(tmp_path / "nowhere", anchor, Goal(rank=2))
     gone = squeeze_file(folder, anchor, Goal(), expert="law").curve
     assert {point.energy for point in gone.points} == {1.0}  # law changes nothing
+
+
+def test_rows_that_were_tuned_together_are_nobodys_own(home: OwnerHome, tmp_path: Path) -> None:
+    anchor, (folder, name) = prepare(home).anchor, sources(home, tmp_path)["composite"]
+    contributions = {"law": "sha256:" + 64 * "0", "medicine": packed_of(home).digest}
+    members = [
+        CompositeMember(name=each, contribution=digest, expert="sha256:" + 64 * "1")
+        for each, digest in sorted(contributions.items(), key=lambda item: item[1])
+    ]
+    tuning = Tuning(
+        membership=membership_of(contributions.values()), steps=3, seed=0, documents=dict.fromkeys(contributions, 2)
+    )
+    manifest = CompositeManifest(
+        anchor=anchor.digest, members=tuple(members), routing=RoutingPolicy(), files=(), tuning=tuning
+    )
+    (folder / MANIFEST_FILE).write_bytes(manifest.canonical())
+    with pytest.raises(ExpertError, match="tuned for all of its members together, wanted the routing rows"):
+        squeeze_file(folder, anchor.directory, Goal(rank=2), expert=name)
+    alone = manifest.model_copy(update={"tuning": None})
+    (folder / MANIFEST_FILE).write_bytes(alone.canonical())
+    assert squeeze_file(folder, anchor.directory, Goal(rank=2), expert=name).curve.rank == 2
+
+
+def test_nothing_is_written_over_or_without_a_rank(home: OwnerHome, tmp_path: Path) -> None:
+    update, anchor = packed_of(home).update, prepare(home).anchor.directory
+    before = update.read_bytes()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for there in (update, tmp_path / "dangling"):
+        with pytest.raises(ConfigurationError, match="wanted a new file"):
+            squeeze_file(update, anchor, Goal(rank=2), to=there)
+        with pytest.raises(ConfigurationError, match="wanted a new file"):
+            squeeze_own(home, Goal(rank=2), to=there)
+    assert update.read_bytes() == before
+    new = tmp_path / "new.motetup"
+    with pytest.raises(ConfigurationError, match="wanted one of --rank, --energy and --loss"):
+        squeeze_own(home, Goal(), to=new)
+    command = ["squeeze", str(update), "--anchor", str(anchor), "--to", str(new)]
+    assert run(command) == ConfigurationError.exit_code
+    assert not new.exists()
 
 
 def test_it_waits_for_the_worker(home: OwnerHome) -> None:

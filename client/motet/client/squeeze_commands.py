@@ -58,7 +58,7 @@ def squeeze(
     text: Annotated[
         list[str] | None, typer.Option(help="For a file or a composite: text to measure on; may be repeated.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="Write an update file instead of a contribution.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write an update file, a new one, instead of a contribution.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make an expert low-rank, and show what every rank keeps of it. Nothing leaves.

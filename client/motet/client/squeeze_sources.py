@@ -34,6 +34,7 @@ from motet.moe.token_router import TOKEN_ROUTER
 from motet.protocols.anchor_manifest import checkpoint_files
 from motet.protocols.canonical import file_digest, open_regular
 from motet.protocols.codec.frames import MAGIC
+from motet.protocols.composite_manifest import MANIFEST_FILE, read_composite_manifest
 from motet.protocols.errors import AssemblyError, ConfigurationError, ExpertError, ExpertSetError
 from motet.protocols.expert_files import expert_specs, materialise_file, rank_of, require_specs
 from motet.protocols.tensor_files import TensorReader, read_header
@@ -195,6 +196,7 @@ def _of_composite(directory: Path, anchor: Anchor, name: str | None) -> SourceEx
     number = config.names.index(name)
     files = {stored: path for path in checkpoint_files(directory) for stored in read_header(path)}
     _require_same_anchor(directory, files, anchor)
+    _require_own_rows(directory, name)
     rows, digest = _composite_rows(files, config, number), config.contributions[number - 1]  # type: ignore[index]
     names = [spec.name for spec in anchor.manifest.ffn()]
     if config.ranks[number] is None:
@@ -232,6 +234,18 @@ def _require_same_anchor(directory: Path, files: Mapping[str, Path], anchor: Anc
                 raise ExpertError(
                     f"saw a composite of another anchor in {directory}, wanted {anchor.digest}; name its anchor"
                 )
+
+
+def _require_own_rows(directory: Path, name: str) -> None:
+    """Refuse a composite whose router was tuned: its rows are of all members together, and none's own."""
+    if not (directory / MANIFEST_FILE).exists():  # saved from memory, and never tuned
+        return
+    if read_composite_manifest(directory).tuning is not None:
+        raise ExpertError(
+            f"saw a composite in {directory} whose router was tuned for all of its members together, wanted the "
+            f"routing rows that {name!r} was made with; squeeze the owner's own update, container or store file, or "
+            "the home, and tune again with what comes of it"
+        )
 
 
 def _composite_rows(files: Mapping[str, Path], config: MotetConfig, number: int) -> RoutingRows:

@@ -39,7 +39,7 @@ from motet.moe.scoring import Windows, bits_per_byte, score_windows, windows_of
 from motet.protocols.canonical import digest_of
 from motet.protocols.codec import CodecSettings, Method
 from motet.protocols.contribution import TrainingRecord
-from motet.protocols.errors import DataError
+from motet.protocols.errors import ConfigurationError, DataError
 
 MAX_RANK = 64
 """The largest rank looked at where no charter says another: what charters admit if they do not say."""
@@ -68,20 +68,22 @@ def squeeze_own(
 
     Args:
         home: the owner's.
-        goal: what chooses the rank; without one nothing is made.
+        goal: what chooses the rank; without one nothing is made, and `to` must be None.
         contribution: one of the outbox by its digest; None takes the expert as it was trained here, if that is
             finished under owner.toml as it stands, else the newest contribution.
         method: how factors are encoded; None is what owner.toml and the charter say.
-        to: an update file to write instead of a contribution.
+        to: an update file to write instead of a contribution; a new one.
         report: told how far it is.
 
     Raises:
-        ConfigurationError: the charter does not admit the rank, the kind or the method, or there is no expert.
+        ConfigurationError: the charter does not admit the rank, the kind or the method, or there is no expert, or a
+            file is to be written and it exists, or nothing chooses the rank.
         DataError: a loss is asked for, and one document is held out.
         ExpertError: see `squeezed`.
         WorkerBusy: the worker is at it; stop it first.
         MotetError: as preparing and packing raise it.
     """
+    _require_new(to, goal)
     home = home if method is None else _with_method(home, method)
     settings = home.codec_settings("lowrank")
     require_kind(home.charter, "lowrank", goal.rank or 1)
@@ -115,17 +117,19 @@ def squeeze_file(
     Args:
         path: an update, a container, a store file, or a composite's folder.
         directory: the anchor's.
-        goal: what chooses the rank.
+        goal: what chooses the rank; without one nothing is made, and `to` must be None.
         expert: the member's name.
         method: how factors are encoded.
         max_rank: the largest rank that may be chosen.
         texts: files or patterns of text to measure on, all of it; without any there are no bits per byte.
-        to: the file to write; without it there is only the curve.
+        to: the file to write, a new one; without it there is only the curve.
         report: told how far it is.
 
     Raises:
+        ConfigurationError: a file is to be written and it exists, or nothing chooses the rank.
         MotetError: as `file_source` and `squeezed` raise it.
     """
+    _require_new(to, goal)
     anchor, settings = Anchor.load(directory), CodecSettings(method=method)
     score = _score_of_texts(anchor, texts) if texts else None
     with file_source(path, anchor, expert=expert) as source:
@@ -134,6 +138,19 @@ def squeeze_file(
             return Outcome(curve=curve)
         write_lowrank_update(to, anchor, curve.factors, source.rows, settings)
     return Outcome(curve=curve, file=to)
+
+
+def _require_new(to: Path | None, goal: Goal) -> None:
+    """Refuse to write where something is, such as the expert itself, and to write without knowing what."""
+    if to is None:
+        return
+    if to.exists() or to.is_symlink():
+        raise ConfigurationError(f"saw {to}, wanted a new file for the low-rank expert; choose another")
+    if not goal.chooses:
+        raise ConfigurationError(
+            f"saw {to} to write and nothing that chooses the rank, wanted one of --rank, --energy and --loss; give "
+            "one, or leave --to out to see the curve"
+        )
 
 
 def _with_method(home: OwnerHome, method: Method) -> OwnerHome:
