@@ -182,18 +182,79 @@ def test_missing_and_damaged_files_are_named(anchor: Anchor, tmp_path: Path) -> 
         shutil.rmtree(broken)
 
 
-def test_another_base_is_refused_and_an_unknown_one_needs_the_owners_word(
+def test_a_base_of_other_shapes_is_refused_whatever_its_owner_says(anchor: Anchor, make_anchor, tmp_path: Path) -> None:
+    directory = saved(anchor, tmp_path / "adapter")
+    for number, shape in enumerate(({"hidden_size": 64}, {"num_hidden_layers": 3})):
+        other = make_anchor(tmp_path / str(number), **shape)
+        for base_confirmed in (False, True):
+            with pytest.raises(ExpertError, match=r"another base.*: its .* is .*, the anchor's "):
+                read_adapter(
+                    edit(directory, base_model_name_or_path=str(other)),
+                    anchor,
+                    max_rank=64,
+                    base_confirmed=base_confirmed,
+                )
+
+
+def copied(anchor: Anchor, directory: Path, *, dtype: torch.dtype | None = None, head: bool = False) -> Path:
+    """The anchor saved anew: in another dtype, or with the head that is its embedding beside that."""
+    shutil.copytree(anchor.directory, directory)
+    tensors = load_file(directory / "model.safetensors")
+    if head:
+        tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"].clone())
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_a_base_of_the_same_shapes_and_other_bytes_is_its_owners_to_vouch_for(
     anchor: Anchor, make_anchor, tmp_path: Path
 ) -> None:
-    directory, other = saved(anchor, tmp_path / "adapter"), make_anchor(tmp_path / "other", seed=5)
-    for base_confirmed in (False, True):
-        with pytest.raises(ExpertError, match="another base"):
-            read_adapter(
-                edit(directory, base_model_name_or_path=str(other)),
-                anchor,
-                max_rank=64,
-                base_confirmed=base_confirmed,
-            )
+    directory = saved(anchor, tmp_path / "adapter")
+    for base, why in (
+        (make_anchor(tmp_path / "sibling", seed=5), r"tensors of the anchor's shapes with other bytes, \d+ of"),
+        (copied(anchor, tmp_path / "wider", dtype=torch.float32), "shapes, saved as F32 with other bytes"),
+    ):
+        edit(directory, base_model_name_or_path=str(base))
+        with pytest.raises(ConfigurationError, match=why + ".*--base-confirmed"):
+            read_adapter(directory, anchor, max_rank=64)
+        found = read_adapter(directory, anchor, max_rank=64, base_confirmed=True)
+        assert found.rank == 4
+        assert str(base) in found.doubt
+
+
+def test_a_head_saved_beside_the_embedding_that_it_is_makes_no_other_base(make_anchor, tmp_path: Path) -> None:
+    tied = Anchor.load(make_anchor(tmp_path / "tied", tie_word_embeddings=True))
+    assert "lm_head.weight" not in {tensor.name for tensor in tied.manifest.tensors}
+    directory = saved(tied, tmp_path / "adapter")
+    edit(directory, base_model_name_or_path=str(copied(tied, tmp_path / "twice", head=True)))
+    with pytest.raises(ConfigurationError, match=r"tensors of .* are the anchor's, but it was saved otherwise"):
+        read_adapter(directory, tied, max_rank=64)
+    assert read_adapter(directory, tied, max_rank=64, base_confirmed=True).rank == 4
+
+
+def test_a_name_that_is_not_the_anchors_is_pointed_out(anchor: Anchor, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(anchor.directory, tmp_path / "named"))
+    config = json.loads((path / "config.json").read_text()) | {"_name_or_path": "someone/Small-1B"}
+    (path / "config.json").write_text(json.dumps(config))
+    named = Anchor.load(path)
+    assert named.digest == anchor.digest  # a name is nothing that a model computes with
+    directory = saved(anchor, tmp_path / "adapter")
+    for base, doubt in (
+        ("someone/Small-1B-Instruct", "names someone/Small-1B-Instruct as its base, and the anchor calls itself someo"),
+        ("mirror/small-1b", None),
+    ):
+        edit(directory, base_model_name_or_path=base)
+        with pytest.raises(ConfigurationError, match=doubt or "no checkpoint that can be compared"):
+            read_adapter(directory, named, max_rank=64)
+        found = read_adapter(directory, named, max_rank=64, base_confirmed=True).doubt
+        assert found == doubt if doubt is None else doubt in found
+        assert read_adapter(directory, anchor, max_rank=64, base_confirmed=True).doubt is None
+
+
+def test_a_base_that_is_not_known_needs_its_owners_word(anchor: Anchor, tmp_path: Path) -> None:
+    directory = saved(anchor, tmp_path / "adapter")
     renamed = Path(shutil.copytree(anchor.directory, tmp_path / "renamed"))
     (renamed / "tokenizer_config.json").write_text("{}")
     for named in (None, "someone/some-model", str(renamed)):

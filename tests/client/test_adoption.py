@@ -1,6 +1,7 @@
 """Adapters as contributions, and contributions as adapters."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from motet.cli import run
 from motet.client.adapter_sources import lowrank_in
 from motet.client.adapters import write_adapter
 from motet.client.adoption import adopt
-from motet.client.contribute import contribute, describe, export
+from motet.client.contribute import contribute, describe, export, warnings
 from motet.client.desk import Desk
 from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
@@ -92,6 +93,39 @@ def test_a_job_under_way_is_not_done_by_hand(adopted) -> None:
         contribute(home, packed)
     assert spool.job(job_id(request)).state.state == "running"
     spool.close()
+
+
+def test_what_speaks_against_its_base_is_told(make_home, tmp_path: Path) -> None:
+    home = make_home(codec={"method": "int8"})
+    adapter = trained_with_peft(home, tmp_path / "adapter")
+    sibling = Path(shutil.copytree(home.anchor, tmp_path / "sibling"))
+    (sibling / "tokenizer_config.json").write_text("{}")
+    told: list[str] = []
+    for base, warned in ((str(home.anchor), False), (str(sibling), True)):
+        config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        told.clear()
+        packed = adopt(home, adapter, base_confirmed=True, report=lambda share, line: told.append(line))
+        assert any(line.startswith("warning: ") and "sibling" in line for line in told) is warned
+    assert warnings(packed) == []
+
+
+def test_an_expert_that_makes_its_owners_text_worse_is_pointed_out(make_home, tmp_path: Path, capsys) -> None:
+    home = make_home(codec={"method": "int8"})
+    anchor = prepare(home).anchor
+    model = get_peft_model(anchor.model(torch.float32), LoraConfig(r=2, target_modules=["up_proj"]))
+    draw = torch.Generator().manual_seed(0)
+    for name, each in model.named_parameters():
+        if "lora_" in name:
+            each.data = torch.randn(each.shape, generator=draw)
+    model.save_pretrained(tmp_path / "adapter")
+    command = ["contribute", "--dir", str(home.path), "--adapter", str(tmp_path / "adapter"), "--dry-run"]
+    assert run(command) == 0
+    said = capsys.readouterr().out
+    assert "warning      on your own text this expert is worse than the anchor, by " in said
+    assert "trained on another base" in said
+    assert run([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
 
 
 def test_it_waits_for_the_worker(make_home, tmp_path: Path) -> None:

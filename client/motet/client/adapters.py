@@ -15,14 +15,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
 from motet.client.adapter_config import AdapterConfig
 from motet.moe.anchor import Anchor
 from motet.moe.lowrank import Factors, common_rank
-from motet.protocols.anchor_manifest import PROJECTIONS, AnchorManifest
+from motet.protocols.anchor_manifest import EMBEDDING, PROJECTIONS, AnchorManifest, AnchorTensor
 from motet.protocols.canonical import digest_of, file_digest, storage_errors, sync_directory
 from motet.protocols.errors import AnchorError, ConfigurationError, ExpertError
 from motet.protocols.expert_files import factor_names
@@ -34,6 +34,7 @@ PREFIX = "base_model.model."
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _DTYPES = ("F32", "BF16", "F16")
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,6 +45,8 @@ class Adapter:
     rank: int
     digest: str
     """Names the content of its two files."""
+    doubt: str | None = None
+    """What speaks against the anchor being its base, though its owner vouches for it; None if nothing does."""
 
 
 def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirmed: bool = False) -> Adapter:
@@ -53,7 +56,8 @@ def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirm
         directory: what PEFT's `save_pretrained` wrote.
         anchor: the charter's.
         max_rank: the largest rank that the charter admits.
-        base_confirmed: the owner's word that it was trained on this anchor, for where its configuration does not tell.
+        base_confirmed: the owner's word that it was trained on this anchor, for where its configuration does not tell,
+            or names a folder with tensors of the same shapes and other bytes.
 
     Raises:
         ExpertError: it is malformed, not finite, of another base, or nothing that a low-rank expert can be.
@@ -61,7 +65,7 @@ def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirm
         TensorFileError: its tensor file is malformed.
     """
     config = AdapterConfig.parse(_configuration(directory))
-    _require_base(config.base, anchor, base_confirmed)
+    doubt = _require_base(config.base, anchor, base_confirmed)
     with TensorReader(directory / TENSORS_NAME) as reader:
         found = _modules(reader, anchor.manifest)
         rank = max(config.rank_of(name.removesuffix(".weight")) for name in found)
@@ -73,7 +77,7 @@ def read_adapter(directory: Path, anchor: Anchor, *, max_rank: int, base_confirm
             spec.name: _factors(reader, spec, config, rank, spec.name in found) for spec in anchor.manifest.ffn()
         }
     files = [file_digest(directory / name) for name in (CONFIG_NAME, TENSORS_NAME)]
-    return Adapter(factors=factors, rank=rank, digest=digest_of(files))
+    return Adapter(factors=factors, rank=rank, digest=digest_of(files), doubt=doubt)
 
 
 def write_adapter(directory: Path, factors: Mapping[str, Factors], *, base: str | None) -> None:
@@ -149,22 +153,73 @@ def _configuration(directory: Path) -> object:
         raise ExpertError(f"cannot read {directory / CONFIG_NAME}: {error}; save the adapter again") from error
 
 
-def _require_base(named: str | None, anchor: Anchor, confirmed: bool) -> None:
-    """Refuse an adapter of another base, and one of which nothing is known unless its owner vouches for it."""
+def _require_base(named: str | None, anchor: Anchor, confirmed: bool) -> str | None:
+    """Refuse an adapter of another base, and one whose base is not known to be the anchor unless its owner vouches.
+
+    What speaks against it all the same is returned.
+    """
     manifest = _manifest_of(named)
     if manifest is not None and manifest.digest == anchor.digest:
-        return
-    if manifest is not None and manifest.tensors != anchor.manifest.tensors:
+        return None
+    if manifest is not None and (difference := _shapes_apart(manifest, anchor.manifest)):
         raise ExpertError(
-            f"saw an adapter for another base, {named} ({manifest.digest}), wanted the anchor {anchor.digest}; train "
-            f"it on {anchor.directory}"
+            f"saw an adapter for another base, {named}: {difference}; wanted the anchor {anchor.digest}: train it on "
+            f"{anchor.directory}"
         )
+    doubt = _other_name(named, anchor) if manifest is None else _other_bytes(named, manifest, anchor.manifest)
     if not confirmed:
-        saw = "no base" if named is None else f"the base {named!r}, which is no checkpoint that can be compared here"
+        saw = "no base" if named is None else f"the base {named!r}"
+        why = doubt or "it is no checkpoint that can be compared here"
         raise ConfigurationError(
-            f"saw {saw} in {CONFIG_NAME}, wanted the anchor {anchor.digest}; if the adapter was trained on that very "
-            "model, say so with --base-confirmed"
+            f"saw {saw} in {CONFIG_NAME}{'' if named is None else f' ({why})'}, wanted the anchor {anchor.digest}; if "
+            "the adapter was trained on that very model, say so with --base-confirmed"
         )
+    return doubt
+
+
+def _shapes_apart(base: AnchorManifest, own: AnchorManifest) -> str | None:
+    """Why a base computes with other matrices than the anchor; None if all shapes are the same.
+
+    A head that is tied to the embedding may be saved once or twice.
+    """
+    theirs, ours = ({tensor.name: tensor.shape for tensor in each.tensors} for each in (base, own))
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name == _HEAD and (name not in theirs or name not in ours):
+            continue
+        if theirs.get(name) != ours.get(name):
+            saw, wanted = (shapes.get(name, "absent") for shapes in (theirs, ours))
+            return f"its {name} is {saw}, the anchor's {wanted}"
+    return None
+
+
+def _other_bytes(named: str | None, base: AnchorManifest, own: AnchorManifest) -> str:
+    """What differs in a base of the same shapes."""
+    theirs, ours = _with_head(base), _with_head(own)
+    changed = [name for name in ours if theirs[name].sha256 != ours[name].sha256]
+    if not changed:
+        return f"the tensors of {named} are the anchor's, but it was saved otherwise or has another configuration"
+    dtypes = sorted({theirs[name].dtype for name in changed} - {ours[name].dtype for name in changed})
+    saved = f", saved as {' and '.join(dtypes)}" if dtypes else ""
+    return (
+        f"{named} has tensors of the anchor's shapes{saved} with other bytes, {len(changed)} of {len(ours)}: a copy in "
+        "another dtype, or another model"
+    )
+
+
+def _with_head(manifest: AnchorManifest) -> dict[str, AnchorTensor]:
+    """The tensors by name; one that has no head of its own uses its embedding as that."""
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
+    return {_HEAD: tensors[EMBEDDING]} | tensors
+
+
+def _other_name(named: str | None, anchor: Anchor) -> str | None:
+    """That a name tells another model than the one that the anchor says it is; None if it does not, or tells none."""
+    calls_itself = anchor.config.get("_name_or_path")
+    if not named or not isinstance(calls_itself, str) or not calls_itself:
+        return None
+    if PurePath(named).name.casefold() == PurePath(calls_itself).name.casefold():
+        return None
+    return f"the adapter names {named} as its base, and the anchor calls itself {calls_itself}"
 
 
 def _manifest_of(named: str | None) -> AnchorManifest | None:

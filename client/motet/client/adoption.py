@@ -54,6 +54,8 @@ def adopt(
         fetch_anchor(home)
         limit = home.charter.experts.max_rank
         adapter = read_adapter(directory, open_anchor(home), max_rank=limit, base_confirmed=base_confirmed)
+        if adapter.doubt is not None:
+            report(0.1, f"warning: {adapter.doubt}; you vouch that it was trained on the charter's anchor")
         report(0.1, "measuring the text")
         material = prepare(home)
         return pack(_expert(adapter, material), material, home, tell=lambda line: report(0.5, line))

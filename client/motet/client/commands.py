@@ -167,6 +167,7 @@ def contribute(
         told = told_evidence(packed, home)
         evidence = None if told is None else told.as_json()
         value = {"contribution": packed.digest, "sent": False, "manifest": manifest, "evidence": evidence}
+        value["warnings"] = contributing.warnings(packed)
         show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
         return
     for line in leaving:

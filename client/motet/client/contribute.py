@@ -70,7 +70,22 @@ def describe(packed: Packed, home: OwnerHome) -> list[str]:
         f"signed by    {manifest.owner}",
         "stays here   the documents, the optimiser's state, all statistics of their text but those named above",
         *_proxies(packed),
+        *(f"warning      {each}" for each in warnings(packed)),
     ]
+
+
+def warnings(packed: Packed) -> list[str]:
+    """What an owner should know before this contribution leaves."""
+    manifest = packed.contribution
+    lost = manifest.bits_per_byte["expert"] - manifest.bits_per_byte["anchor"]
+    if lost <= 0:
+        return []
+    advice = (
+        "an adapter that was trained on another base, such as the anchor's instruct sibling, does that"
+        if not manifest.training.steps
+        else "train with more text, or at a lower learning rate"
+    )
+    return [f"on your own text this expert is worse than the anchor, by {lost:.3f} bits per byte: {advice}"]
 
 
 def _changes(manifest: Contribution) -> str:
