@@ -12,11 +12,13 @@ from motet.client import plan as planning
 from motet.client.memory import AnchorShape, training_memory
 from motet.client.owner import TrainingConfig
 from motet.client.plan import plan_training
-from motet.client.preparation import open_anchor
+from motet.client.preparation import open_anchor, prepare
 from motet.client.speed.contenders import random_material
 from motet.client.speed.operations import Shape
+from motet.client.training import fingerprint, learning_rate
 from motet.client.trial import try_step
 from motet.protocols.charter import RoutingRules
+from tests.client.conftest import edit
 
 SHAPE = Shape(hidden=128, layers=3, intermediate=768, vocabulary=1024, sequence=128)
 PLACES = ({}, {"kind": "lowrank"}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"})
@@ -59,6 +61,31 @@ def test_a_plan_of_a_low_rank_expert(make_home) -> None:
     assert plan.seconds > 0
     assert not plan.warnings
     assert plan.as_json()["memory"]["total"] == plan.memory_bytes
+
+
+def test_the_learning_rate_suits_the_kind_of_expert_unless_it_is_set(make_home) -> None:
+    settings = make_home().config.training.model_copy(update={"learning_rate": None})
+    assert settings.peak_rate == 5e-4
+    lowrank = settings.model_copy(update={"kind": "lowrank"})
+    assert lowrank.peak_rate == 2e-3
+    assert learning_rate(lowrank.warmup, lowrank) == pytest.approx(2e-3)
+    assert settings.model_copy(update={"learning_rate": 1.0}).peak_rate == 1.0
+    home = make_home("twin", training={"learning_rate": 5e-4})
+    unsaid = home.config.training.model_copy(update={"learning_rate": None})
+    material = prepare(home)
+    assert fingerprint(material, unsaid) == fingerprint(material, home.config.training)  # a full one goes on as it was
+
+
+def test_the_plan_tells_the_learning_rate_and_warns_of_one_for_whole_matrices(make_home) -> None:
+    home = make_home(training={"learning_rate": None})
+    edit(home, 'kind = "full"', 'kind = "lowrank"')  # what joining wrote must not pin a full expert's rate
+    plan = plan_training(home.path)
+    assert (plan.kind, plan.learning_rate, plan.warnings) == ("lowrank", 2e-3, [])
+    assert "learning rate 0.002 at its peak" in "\n".join(plan.lines())
+    edit(home, 'kind = "lowrank"', 'kind = "lowrank"\nlearning_rate = 0.0005')
+    plan = plan_training(home.path)
+    assert "learning_rate = 0.0005 is little for a low-rank expert" in plan.warnings[0]
+    assert plan.seconds is not None  # which is no reason not to try
 
 
 def test_it_warns_when_memory_will_not_do_and_tries_nothing(make_home, monkeypatch) -> None:

@@ -32,6 +32,8 @@ from motet.protocols.signing import Signed, SigningKey, seal
 
 CONFIG_FILE = "owner.toml"
 CHARTER_FILE = "charter.signed.json"
+PEAK_RATES: dict[ExpertKind, float] = {"full": 5e-4, "lowrank": 2e-3}
+"""The learning rate at its peak, by kind of expert, where owner.toml does not say."""
 
 
 class DataConfig(Strict):
@@ -71,8 +73,9 @@ class TrainingConfig(Strict):
     """Forward passes in each step; multiplies the batch without its memory."""
     sequence_length: int = Field(256, ge=8)
     """Tokens in each packed sequence, and in each window that is scored."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """The peak of the schedule."""
+    learning_rate: float | None = Field(None, gt=0)
+    """The peak of the schedule; None is 0.0005 for full experts and 0.002 for low-rank ones, whose factors want more
+    than whole matrices do."""
     warmup: int = Field(20, ge=0)
     """Steps until the peak; afterwards half a cosine falls to a tenth of it."""
     weight_decay: float = Field(0.0, ge=0)
@@ -101,6 +104,11 @@ class TrainingConfig(Strict):
     """Steps between checkpoints: what a crash can cost."""
     threads: int = Field(1, ge=1)
     """CPU threads that torch may use."""
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate at the peak of the schedule: as it is set, or what suits the kind of expert."""
+        return PEAK_RATES[self.kind] if self.learning_rate is None else self.learning_rate
 
     @property
     def scale(self) -> float:

@@ -16,13 +16,14 @@ import torch
 from motet.client.devices import arithmetic_of, device_of, free_bytes, require_devices
 from motet.client.four_bit import require_bitsandbytes
 from motet.client.memory import AnchorShape, Memory, training_memory
-from motet.client.owner import OwnerHome, TrainingConfig, require_kind, require_licence
+from motet.client.owner import PEAK_RATES, OwnerHome, TrainingConfig, require_kind, require_licence
 from motet.client.preparation import fetch_anchor, load_texts, open_anchor
 from motet.client.proxy_list import require_ready
 from motet.client.trial import try_step
 from motet.moe.anchor import Anchor
 from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.codec import expected_bits
+from motet.protocols.contribution import ExpertKind
 from motet.protocols.expert_files import factor_specs, row_specs
 from motet.protocols.tensor_files import TensorSpec
 
@@ -33,7 +34,10 @@ class TrainingPlan:
 
     documents: int
     held_out_documents: int
+    kind: ExpertKind
     steps: int
+    learning_rate: float
+    """At its peak: as owner.toml says, or what suits the kind of expert."""
     tokens: int
     """Tokens in all batches, public text included."""
     trained_parameters: int
@@ -55,15 +59,24 @@ class TrainingPlan:
         return self.memory.total * (self.processes if self.device == "cpu" else 1)
 
     @property
+    def fits(self) -> bool:
+        """Whether memory will do."""
+        return self.memory_bytes <= self.free_bytes
+
+    @property
     def warnings(self) -> list[str]:
-        """What will not do."""
-        if self.memory_bytes <= self.free_bytes:
-            return []
-        return [
+        """What will not do, or not well."""
+        memory = (
             f"training takes about {_size(self.memory_bytes)} of memory and {self.device} has {_size(self.free_bytes)} "
             "free: lower batch_size (gradient_accumulation makes up for it) or sequence_length, set "
             "gradient_checkpointing, or train a lowrank expert"
-        ]
+        )
+        rate = (
+            f"learning_rate = {self.learning_rate:g} is little for a low-rank expert, whose factors learn slowly at "
+            f"what suits whole matrices: leave it out of [training] for {PEAK_RATES['lowrank']:g}, or set more"
+        )
+        slow = self.kind == "lowrank" and self.learning_rate < PEAK_RATES["lowrank"] / 2
+        return [*([] if self.fits else [memory]), *([rate] if slow else [])]
 
     def as_json(self) -> dict[str, object]:
         """The plan as a JSON object."""
@@ -80,7 +93,7 @@ class TrainingPlan:
         return [
             f"text      {self.documents} documents to train on, {self.held_out_documents} held out",
             f"training  {self.steps} steps, {self.tokens:,} tokens, {self.trained_parameters:,} parameters beside "
-            f"{self.frozen_parameters:,} frozen ones",
+            f"{self.frozen_parameters:,} frozen ones, learning rate {self.learning_rate:g} at its peak",
             f"memory    about {_size(self.memory_bytes)} on {where}, {_size(self.free_bytes)} free ({parts})",
             f"time      {time}",
             f"upload    about {self.update_bytes:,} bytes, when you contribute",
@@ -108,7 +121,9 @@ def plan_training(directory: Path) -> TrainingPlan:
     plan = TrainingPlan(
         documents=len(corpus.train),
         held_out_documents=len(corpus.held_out),
+        kind=settings.kind,
         steps=settings.steps,
+        learning_rate=settings.peak_rate,
         tokens=settings.steps * per_step,
         trained_parameters=shape.trained(settings),
         frozen_parameters=shape.parameters,
@@ -119,7 +134,7 @@ def plan_training(directory: Path) -> TrainingPlan:
         free_bytes=free_bytes(device),
         seconds=None,
     )
-    return plan if plan.warnings else _timed(plan, anchor, home)
+    return _timed(plan, anchor, home) if plan.fits else plan
 
 
 def _memory(shape: AnchorShape, settings: TrainingConfig, device: torch.device) -> Memory:

@@ -40,7 +40,7 @@ class Step:
         """Move the model to this process's device. Raises ConfigurationError when the machine has no such device."""
         accelerator = accelerator_of(config)
         prepared = accelerator.prepare_model(model)
-        settings = {"lr": config.learning_rate, "betas": _BETAS, "weight_decay": config.weight_decay, "fused": True}
+        settings = {"lr": config.peak_rate, "betas": _BETAS, "weight_decay": config.weight_decay, "fused": True}
         return cls(
             accelerator=accelerator,
             model=prepared,

@@ -214,9 +214,9 @@ def _rows_of(trained: Mapping[str, Tensor], material: Material) -> RoutingRows:
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """Linear warm-up to the peak, then half a cosine down to `LAST_RATE` of it at the last step."""
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / (config.warmup + 1)
+        return config.peak_rate * (step + 1) / (config.warmup + 1)
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2)
+    return config.peak_rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -301,6 +301,7 @@ def fingerprint(material: Material, config: TrainingConfig) -> str:
     the work: any number continues a checkpoint, though their sums round differently."""
     newer = {"kind", "rank", "alpha", "frozen_4bit"}
     settings = config.model_dump(mode="json", exclude={"checkpoint_every", "processes", *newer})
+    settings |= {"learning_rate": config.peak_rate}
     if config.kind == "lowrank":  # else it is what it was before there were others
         settings |= {"kind": config.kind, "rank": config.rank, "scale": config.scale}
     if config.frozen_4bit:

@@ -145,7 +145,7 @@ def _trainer(model: nn.Module, rows: Tensor, config: TrainingConfig, folder: Pat
         output_dir=str(folder),
         per_device_train_batch_size=len(ids),
         max_steps=1,
-        learning_rate=config.learning_rate,
+        learning_rate=config.peak_rate,
         lr_scheduler_type="constant",
         max_grad_norm=config.gradient_clip,
         adam_beta2=0.95,
