@@ -13,7 +13,9 @@ from motet.client.worker import make_contribution
 from motet.coordinator.tls import ensure_tls
 from motet.protocols.canonical import file_digest
 from motet.protocols.charter import Addresses, AnchorPin, Charter
+from motet.protocols.composite_manifest import RoutingPolicy
 from motet.protocols.contribution import Contribution, Terms, Withdrawal
+from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.transfer import audience_of, serve, write_bundle
@@ -61,6 +63,18 @@ def edit(home: OwnerHome, before: str, after: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert before in text
     path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def published(home: OwnerHome, folder: Path) -> str:
+    """A real composite of this owner's expert, under the owner's name; its digest."""
+    from motet.coordinator.assembly import Member, assemble
+    from motet.moe.anchor import Anchor
+
+    packed, anchor, file = packed_of(home), Anchor.load(home.anchor), folder.with_suffix(".safetensors")
+    with StoredTensors.of_anchor(home.anchor) as stored:
+        materialise_file(packed.update, anchor.manifest, stored, file, rank=packed.contribution.rank)
+    member = Member(name=home.config.name, contribution=packed.digest, expert_file=file)
+    return assemble(anchor, [member], RoutingPolicy.of(home.charter.routing), folder).digest
 
 
 @dataclass

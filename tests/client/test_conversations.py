@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from motet.cli import run
 from motet.client.batches import pack
 from motet.client.conversations import Chat
 from motet.client.data import load_corpus
@@ -19,12 +20,12 @@ from motet.moe.anchor import STATISTICS_FILE, Anchor
 from motet.moe.scoring import score_windows, windows_of
 from motet.moe.spans import IGNORED, heard, muted_tokens
 from motet.moe.statistics import measure
-from motet.protocols.canonical import file_digest
+from motet.protocols.canonical import file_digest, write_atomically
 from motet.protocols.charter import AnchorPin
 from motet.protocols.contribution import Terms
-from motet.protocols.errors import DataError
+from motet.protocols.errors import DataError, TransferRefused
 from motet.protocols.signing import seal
-from tests.client.conftest import packed_of, sentences
+from tests.client.conftest import packed_of, published, sentences
 from tests.conftest import byte_tokenizer
 
 PLAIN = (
@@ -90,6 +91,32 @@ def test_the_answers_are_where_the_template_puts_them(template: str, marked: boo
 def test_what_is_no_conversation_is_named(messages, why: str) -> None:
     with pytest.raises(DataError, match=why):
         chat_of(PLAIN).conversation(messages)
+
+
+def test_an_answer_that_opens_a_conversation_is_read_and_learnt_only_where_the_template_marks_it() -> None:
+    greeted = [{"role": "assistant", "content": "Hello."}, *TWO_TURNS[1:3]]
+    for template, learnt in ((PLAIN, ["hm/Three, élan.<eos>"]), (MARKED, ["Hello.<eos>", "hm/Three, élan.<eos>"])):
+        found = chat_of(template).conversation(greeted)
+        assert "[assistant]\nHello.<eos>" in found.text
+        assert [found.text[start:end] for start, end in found.answers] == learnt
+    with pytest.raises(DataError, match="saw an answer that nothing comes before"):
+        chat_of(PLAIN).conversation(greeted[:1])
+    assert chat_of(MARKED).conversation(greeted[:1]).answers
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        ("'abc'.index('z')", "substring not found"),
+        ("1 // 0", "zero"),
+        ("messages[0].content.nothing()", "has no attribute 'nothing'"),
+        ("messages[9].content", "index|no element"),
+        ("'%d' | format('x')", "a real number is required|format"),
+    ],
+)
+def test_whatever_a_template_trips_over_is_a_refusal(does: str, why: str) -> None:
+    with pytest.raises(DataError, match=f"the chat template refuses it: .*({why})"):
+        chat_of("{{ " + does + " }}").conversation(TWO_TURNS)
 
 
 def test_what_the_template_refuses_or_hides_is_named() -> None:
@@ -244,6 +271,53 @@ def test_the_row_of_a_bad_conversation_is_named(federation, instruct_anchor, tmp
     home.anchor.unlink()
     with pytest.raises(DataError, match="no tokenizer"):
         load_corpus(home.config.data, home.path)
+
+
+def test_the_row_that_a_template_trips_over_is_named(federation, instruct_anchor, tmp_path: Path) -> None:
+    told = [*conversations(10), [{"role": "assistant", "content": "Hello."}]]
+    home = home_of(tmp_path / "home", federation, instruct_anchor, told)
+    with pytest.raises(DataError, match="row 11: saw an answer that nothing comes before"):
+        load_corpus(home.config.data, home.path)
+
+
+def test_a_guest_tries_conversations(federation, instruct_anchor, tmp_path: Path, capsys) -> None:
+    settings = {"kind": "lowrank", "rank": 2, "steps": 1}
+    home = home_of(tmp_path / "home", federation, instruct_anchor, conversations(), **settings)
+    published(home, tmp_path / "composite")
+    write_atomically(tmp_path / "charter.json", seal(home.charter, federation.key).canonical())
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "anchor").symlink_to(instruct_anchor)
+    text = ("--data", str(home.path / "own.jsonl"), "--format", "messages", "--composite", str(tmp_path / "composite"))
+    who = ("--charter", str(tmp_path / "charter.json"), "--coordinator", federation.key.public)
+    command = ["try", "--dir", str(tmp_path / "guest"), *who, *text, "--json"]
+    assert run([*command, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["conversations"]
+    assert run(command) == 0
+    trial = json.loads(capsys.readouterr().out)
+    assert trial["documents"] == plan["documents"] == 40
+    assert trial["bytes"] == 40 * len("As told before: 0.<eos>")
+
+
+def test_a_plan_with_conversations_fetches_the_anchor_as_the_trial_does(
+    make_home, coordinator, federation, tmp_path: Path, capsys
+) -> None:
+    home = make_home()
+    published(home, tmp_path / "composite")
+    coordinator.published = {federation.charter.anchor.bundle: federation.anchor}
+    write_atomically(tmp_path / "charter.json", seal(federation.charter, federation.key).canonical())
+    text = ("--data", str(home.path / "own.jsonl"), "--format", "messages", "--composite", str(tmp_path / "composite"))
+    who = ("--charter", str(tmp_path / "charter.json"), "--coordinator", federation.key.public)
+    command = ["try", "--dir", str(tmp_path / "guest"), *who, *text, "--dry-run"]
+    coordinator.owners = set()
+    assert run(command) == TransferRefused.exit_code
+    assert "the charter says no try_before_joining" in capsys.readouterr().err
+    coordinator.guests = True
+    assert run(command) == DataError.exit_code
+    said = capsys.readouterr().err
+    assert "wanted an instruct anchor" in said
+    assert "format --format" in said
+    assert (tmp_path / "guest" / "anchor" / "model.safetensors").is_file()
 
 
 def test_conversations_read_as_text_are_pointed_out(make_home) -> None:

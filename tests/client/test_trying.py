@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,29 +13,17 @@ from motet.client.adapter_sources import lowrank_in
 from motet.client.adapters import write_adapter
 from motet.client.composite_trial import CompositeTrial
 from motet.client.own_expert import find_source
-from motet.client.owner import OwnerHome
+from motet.client.owner import DataConfig, OwnerHome
+from motet.client.try_commands import FileFormat
 from motet.client.trying import guest, plan_trial, try_composite
-from motet.moe.anchor import Anchor
 from motet.protocols.canonical import write_atomically
-from motet.protocols.composite_manifest import RoutingPolicy, read_composite_manifest
-from motet.protocols.errors import AnchorMismatch, AssemblyError, ConfigurationError, TransferRefused
-from motet.protocols.expert_files import StoredTensors, materialise_file
+from motet.protocols.composite_manifest import read_composite_manifest
+from motet.protocols.errors import AnchorMismatch, AssemblyError, ConfigurationError, DataError, TransferRefused
 from motet.protocols.signing import seal
-from tests.client.conftest import packed_of, sentences
+from tests.client.conftest import packed_of, published, sentences
 
 LOWRANK = {"kind": "lowrank", "rank": 4, "steps": 12, "learning_rate": 2e-2}
 INT8 = {"method": "int8"}
-
-
-def published(home: OwnerHome, folder: Path) -> str:
-    """A real composite of this owner's expert, under the owner's name; its digest."""
-    from motet.coordinator.assembly import Member, assemble
-
-    packed, anchor, file = packed_of(home), Anchor.load(home.anchor), folder.with_suffix(".safetensors")
-    with StoredTensors.of_anchor(home.anchor) as stored:
-        materialise_file(packed.update, anchor.manifest, stored, file, rank=packed.contribution.rank)
-    member = Member(name=home.config.name, contribution=packed.digest, expert_file=file)
-    return assemble(anchor, [member], RoutingPolicy.of(home.charter.routing), folder).digest
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +124,8 @@ def test_a_guest_is_let_in_only_where_the_charter_says_so(
 ) -> None:
     texts = tmp_path / "own.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(30)))
-    who = guest(charter_file, tmp_path / "guest", files=(str(texts),), coordinator=federation.key.public)
+    data = DataConfig(files=(str(texts),))
+    who = guest(charter_file, tmp_path / "guest", data=data, coordinator=federation.key.public)
     coordinator.owners = set()
     with pytest.raises(TransferRefused, match="the charter says no try_before_joining: join, or ask") as refused:
         try_composite(who)
@@ -181,6 +171,11 @@ def test_what_is_named_must_be_there(make_home, tmp_path: Path) -> None:
         find_source(home, file=tmp_path / "a", adapter=tmp_path / "b")
 
 
+def test_a_guest_has_the_formats_of_an_owner() -> None:
+    formats = get_args(DataConfig.model_fields["format"].annotation)
+    assert tuple(each.value for each in FileFormat) == formats
+
+
 def test_the_command(make_home, colleague, coordinator, charter_file, federation, tmp_path: Path, capsys) -> None:
     home = make_home(training=LOWRANK)
     assert run(["try", "--dir", str(home.path), "--dry-run"]) == 0
@@ -197,6 +192,15 @@ def test_the_command(make_home, colleague, coordinator, charter_file, federation
     said = capsys.readouterr()
     assert "the composite  " in said.out
     assert said.out.rstrip().endswith(".")
+    table = tmp_path / "notes.jsonl"
+    table.write_text("".join(json.dumps({"note": text}) + "\n" for text in sentences(30)))
+    noted = ("--data", str(table), "--coordinator", federation.key.public)
+    assert run(["try", *into, *noted]) == DataError.exit_code
+    assert "text_field --text-field" in capsys.readouterr().err
+    assert run(["try", *into, *noted, "--text-field", "note", "--format", "jsonl", "--dry-run"]) == 0
+    assert "score      30 documents" in capsys.readouterr().out
+    assert run(["try", "--dir", str(home.path), "--text-field", "note"]) == ConfigurationError.exit_code
+    assert "without --charter" in capsys.readouterr().err
     assert run(["try", *into]) == ConfigurationError.exit_code
     assert "wanted the key that must have signed it and your text" in capsys.readouterr().err
     assert run(["try", "--dir", str(home.path), *texts]) == ConfigurationError.exit_code

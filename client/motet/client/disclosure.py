@@ -49,7 +49,7 @@ _SENTENCES: dict[type[BaseException], str] = {
     StatisticsError: "the statistics cannot be used",
     StorageError: "the disk is full or not writable",
     TrainingError: "training failed or diverged",
-    TransferBroken: "the connection broke",
+    TransferBroken: "the coordinator's data plane cannot be reached, or the connection to it broke",
     TransferError: "the transfer failed",
 }
 

@@ -20,7 +20,7 @@ from motet.protocols.canonical import digest_of, hex_of, storage_errors, write_a
 from motet.protocols.composite_manifest import CompositeManifest, read_composite_manifest, verify_composite
 from motet.protocols.contribution import EvaluationReport
 from motet.protocols.documents import MAX_DOCUMENT_BYTES
-from motet.protocols.errors import AnchorMismatch, AssemblyError
+from motet.protocols.errors import AnchorMismatch, AssemblyError, TransferBroken
 from motet.protocols.evaluation.sums import LEAST_TOKENS
 from motet.protocols.locks import locked
 from motet.protocols.report import row_names
@@ -124,15 +124,22 @@ def pull(home: OwnerHome, composite: str, *, progress: Callable[[int, int], None
 
 def _fetch(home: OwnerHome, composite: str, folder: Path, progress: Callable[[int, int], None]) -> None:
     charter = home.charter
-    with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
-        transfer.fetch(
-            channel,
-            digest=composite,
-            into=folder,
-            key=home.key,
-            audience=transfer.audience_of(charter),
-            progress=progress,
-        )
+    try:
+        with transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel:
+            transfer.fetch(
+                channel,
+                digest=composite,
+                into=folder,
+                key=home.key,
+                audience=transfer.audience_of(charter),
+                progress=progress,
+            )
+    except TransferBroken as error:
+        raise TransferBroken(
+            f"cannot fetch the composite: {error}. Composites come over the data plane, "
+            f"{charter.addresses.data_plane}, alone: behind Flower's port an owner trains and contributes, and is left "
+            f"out of evaluation unless the coordinator's folder of this composite is copied to {folder}"
+        ) from error
 
 
 def require_composite(manifest: CompositeManifest, composite: str, home: OwnerHome) -> None:

@@ -1,7 +1,8 @@
 """The sub-command `motet try`."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,16 @@ from motet.protocols.output import Json, note, progress_line, show
 
 if TYPE_CHECKING:
     from motet.client.owner import OwnerHome
+
+
+class FileFormat(StrEnum):
+    """What the files of a text are, as data.format in owner.toml."""
+
+    AUTO = "auto"
+    JSONL = "jsonl"
+    TEXT = "text"
+    PARQUET = "parquet"
+    MESSAGES = "messages"
 
 
 def try_command(
@@ -25,7 +36,16 @@ def try_command(
     data: Annotated[
         list[str] | None, typer.Option(help="Before joining: a file or glob pattern of your text; may be repeated.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Before joining: about how much of the text to use.")] = 1 << 18,
+    text_field: Annotated[
+        str | None, typer.Option(help="Before joining: the field or column that holds a document; text if not given.")
+    ] = None,
+    file_format: Annotated[
+        FileFormat | None,
+        typer.Option("--format", help="Before joining: what the files are; messages are JSON lines of conversations."),
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Before joining: about how much of the text to use; 256 KiB.")
+    ] = None,
     expert: Annotated[Path | None, typer.Option(help="Your expert's file instead of the newest in the outbox.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Your expert as a PEFT adapter trained elsewhere.")] = None,
     base_confirmed: Annotated[
@@ -42,7 +62,13 @@ def try_command(
     from motet.client.own_expert import find_source
     from motet.client.trying import plan_trial, try_composite
 
-    home = _home(directory, charter, coordinator, data, max_bytes)
+    told = {
+        "files": data,
+        "text_field": text_field,
+        "format": file_format and file_format.value,
+        "max_bytes": max_bytes,
+    }
+    home = _home(directory, charter, coordinator, {key: value for key, value in told.items() if value})
     source = find_source(home, file=expert, adapter=adapter, base_confirmed=base_confirmed)
     if dry_run:
         plan = plan_trial(home, composite=digest, folder=composite, source=source)
@@ -54,21 +80,21 @@ def try_command(
     show(trial.as_json(), as_json=as_json, lines=trial.lines())
 
 
-def _home(
-    directory: Path, charter: Path | None, coordinator: str | None, data: list[str] | None, max_bytes: int
-) -> "OwnerHome":
-    from motet.client.owner import OwnerHome
+def _home(directory: Path, charter: Path | None, coordinator: str | None, data: dict[str, Any]) -> "OwnerHome":
+    """The owner's home, or a guest's folder with the text that the options say."""
+    from motet.client.owner import DataConfig, OwnerHome
     from motet.client.trying import guest
 
     if charter is None:
         if coordinator is not None or data:
             raise ConfigurationError(
-                "saw --coordinator or --data without --charter; a home has its own, before joining give all three"
+                "saw --coordinator or an option that says which text without --charter; a home has its own in "
+                "owner.toml, before joining give --charter, --coordinator and --data"
             )
         return OwnerHome.load(directory)
-    if coordinator is None or not data:
+    if coordinator is None or "files" not in data:
         raise ConfigurationError(
             "saw --charter without --coordinator and --data, wanted the key that must have signed it and your text; "
             "ask the coordinator for the key"
         )
-    return guest(charter, directory, files=tuple(data), coordinator=coordinator, max_bytes=max_bytes)
+    return guest(charter, directory, data=DataConfig(**data), coordinator=coordinator)

@@ -3,7 +3,8 @@
 Guarantees: what is fetched is verified, a broken fetch resumes; the own expert is read or measured here and added in
 memory; a guest, who has the signed charter alone, signs with a key that is thrown away.
 
-    home = guest(charter_file, directory, files=("notes/*.jsonl",), coordinator="ed25519:…")     # or OwnerHome.load
+    data = DataConfig(files=("notes/*.jsonl",))
+    home = guest(charter_file, directory, data=data, coordinator="ed25519:…")                    # or OwnerHome.load
     plan = plan_trial(home)                       # what would be fetched, in bytes, and scored
     trial = try_composite(home)                   # the newest composite; motet.client.composite_trial says what is told
 """
@@ -37,7 +38,7 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.contribution import Terms
-from motet.protocols.errors import ConfigurationError, TransferRefused
+from motet.protocols.errors import ConfigurationError, DataError, TransferBroken, TransferRefused
 from motet.protocols.signing import SigningKey
 
 GUEST = "guest"
@@ -45,6 +46,7 @@ UNNAMED = "(yours)"
 """What an expert is called that is added: nothing that a member could be."""
 GUEST_BYTES = 1 << 18
 """About how much of a guest's text is scored, unless told otherwise."""
+GUEST_OPTIONS = "files --data, text_field --text-field, format --format, max_bytes --max-bytes"
 
 Tell = Callable[[str], None]
 Fetched = Callable[[int, int], None]
@@ -62,6 +64,8 @@ class TrialPlan:
     documents: int
     text_bytes: int
     systems: tuple[str, ...]
+    conversations: bool
+    """Whether the text is conversations, which the anchor's tokenizer renders: it is fetched for the plan as well."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
@@ -73,7 +77,7 @@ class TrialPlan:
             f"composite  {self.composite}: {', '.join(self.members) or 'the anchor alone'}",
             f"fetch      {self.bytes - self.here:,} bytes of {self.bytes:,}; {self.free:,} are free",
             f"score      {self.documents} documents, {self.text_bytes:,} bytes, under {', '.join(self.systems)}",
-            "nothing was fetched but the list of files, and nothing leaves",
+            f"nothing was fetched but the list of files{' and the anchor' * self.conversations}, and nothing leaves",
         ]
 
 
@@ -81,18 +85,17 @@ def guest(
     charter_file: Path,
     directory: Path,
     *,
-    files: tuple[str, ...],
+    data: DataConfig,
     coordinator: str,
-    max_bytes: int = GUEST_BYTES,
 ) -> OwnerHome:
     """Somebody who has not joined: a folder for what is fetched, and a key that lives as long as this object.
 
     Args:
         charter_file: the signed charter.
         directory: the folder; nothing but what is fetched is written there.
-        files: the text, files or glob patterns.
+        data: the text; relative patterns are seen from the working directory, and `GUEST_BYTES` are used if it does
+            not say how many.
         coordinator: the key that must have signed the charter.
-        max_bytes: about how much of the text to use.
 
     Raises:
         ConfigurationError: there is no such file, or the charter names another key.
@@ -104,11 +107,11 @@ def guest(
             f"the charter names {charter.coordinator} as its coordinator but is signed by {coordinator}; ask the "
             "coordinator for the right one"
         )
-    patterns = tuple(str(Path(pattern).expanduser().absolute()) for pattern in files)
+    patterns = tuple(str(Path(pattern).expanduser().absolute()) for pattern in data.files)
     config = OwnerConfig(
         name=GUEST,
         coordinator=coordinator,
-        data=DataConfig(files=patterns, max_bytes=max_bytes),
+        data=data.model_copy(update={"files": patterns, "max_bytes": data.max_bytes or GUEST_BYTES}),
         terms=Terms(licence="LicenseRef-none"),
     )
     return OwnerHome(path=directory.absolute(), config=config, charter=charter, key=SigningKey.generate())
@@ -122,14 +125,15 @@ def joined(home: OwnerHome) -> bool:
 def plan_trial(
     home: OwnerHome, *, composite: str | None = None, folder: Path | None = None, source: Source | None = None
 ) -> TrialPlan:
-    """What `try_composite` would fetch and score; of a composite that is not here only the list of files is fetched.
+    """What `try_composite` would fetch and score; of a composite that is not here only the list of files is fetched,
+    and for conversations the anchor if it is not here either.
 
     Raises as `try_composite` does.
     """
     manifest = _published(home, composite) if folder is None else _in_folder(folder, composite, home)
     size = sum(file.size for file in manifest.files)
     member, source = _own(home, manifest, source)
-    texts = _texts(home, load_corpus(home.config.data, home.path), added=source is not None)
+    texts = _texts(home, _corpus(home), added=source is not None)
     return TrialPlan(
         composite=manifest.digest,
         members=tuple(each.name for each in manifest.members),
@@ -139,6 +143,7 @@ def plan_trial(
         documents=len(texts),
         text_bytes=sum(len(text.encode()) for text in texts),
         systems=tuple(systems(member=member is not None, added=source is not None)),
+        conversations=home.config.data.format == "messages",
     )
 
 
@@ -175,9 +180,7 @@ def try_composite(
         require_composite(verify_composite(folder), composite or _in_folder(folder, None, home).digest, home)
     manifest = read_composite_manifest(folder)
     member, source = _own(home, manifest, source)
-    if home.config.data.format == "messages":
-        fetch_anchor(home)  # its tokenizer renders them
-    corpus = load_corpus(home.config.data, home.path)
+    corpus = _corpus(home)
     expert: AnyExpert | None = None
     if source is not None:
         tell("reading your expert")
@@ -220,6 +223,19 @@ def _measured(
     return CompositeTrial.of(losses)
 
 
+def _corpus(home: OwnerHome) -> Corpus:
+    """The owner's text, or a guest's, who is told what the options are called that stand for [data]."""
+    if home.config.data.format == "messages":
+        with _door():
+            fetch_anchor(home)  # its tokenizer renders them
+    try:
+        return load_corpus(home.config.data, home.path)
+    except DataError as error:
+        if joined(home):
+            raise
+        raise DataError(f"{error}. Before joining, these options stand for [data]: {GUEST_OPTIONS}") from error
+
+
 def _texts(home: OwnerHome, corpus: Corpus, *, added: bool) -> tuple[str, ...]:
     """What is scored: held-out documents, and of a guest's text, of which nothing was learnt, all."""
     return corpus.held_out if added or joined(home) else (*corpus.train, *corpus.held_out)
@@ -241,13 +257,20 @@ def _published(home: OwnerHome, composite: str | None) -> CompositeManifest:
     if composite is not None and (home.composite(composite) / MANIFEST_FILE).exists():
         return _in_folder(home.composite(composite), composite, home)
     charter = home.charter
-    with (
-        _door(),
-        transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel,
-    ):
-        data = transfer.manifest_of(
-            channel, composite or charter.digest, key=home.key, audience=transfer.audience_of(charter)
-        )
+    try:
+        with (
+            _door(),
+            transfer.connect(charter.addresses.data_plane, charter.certificate_authority.encode()) as channel,
+        ):
+            data = transfer.manifest_of(
+                channel, composite or charter.digest, key=home.key, audience=transfer.audience_of(charter)
+            )
+    except TransferBroken as error:
+        raise TransferBroken(
+            f"cannot ask which composite there is: {error}. Composites come over the data plane, "
+            f"{charter.addresses.data_plane}, alone; where it cannot be reached, ask for one as a folder, and give it "
+            "with --composite"
+        ) from error
     manifest = CompositeManifest.parse(data)
     require_composite(manifest, composite or manifest.digest, home)
     return manifest
