@@ -30,7 +30,7 @@ _EXTRAS = {
     "accelerate": "client",
     "lm_eval": "harness",
     "openai": "chat",
-} | dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serving")
+} | dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "prometheus_client"), "serving")
 
 
 def build() -> typer.Typer:

@@ -25,6 +25,7 @@ from .federated import found_federation
 from .soak import NEAR_TIE, lead_where_it_differs, soak
 
 REQUESTS = int(os.environ.get("MOTET_SOAK_REQUESTS", "200"))
+OUTSIDE = "models.example.org"
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,18 @@ def served(composite_directory: Path) -> Iterator[tuple[subprocess.Popen[str], s
     """One server for all tests; the last one ends it."""
     state = composite_directory.with_name("state")
     arguments = ["serve", str(composite_directory), "--port", "0", "--name", NAME, "--state", str(state)]
-    line = [sys.executable, "-m", "motet.cli", *arguments, "--max-batch", "8", "--queue", "16"]
+    line = [
+        sys.executable,
+        "-m",
+        "motet.cli",
+        *arguments,
+        "--max-batch",
+        "8",
+        "--queue",
+        "16",
+        "--allowed-host",
+        OUTSIDE,
+    ]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stderr is not None
         said = ""
@@ -72,6 +84,12 @@ def test_many_clients_with_random_sets(served: tuple[subprocess.Popen[str], str]
     quarter = len(outcome.resident) // 4
     begun, ended = (median(part) for part in (outcome.resident[quarter : 2 * quarter], outcome.resident[-quarter:]))
     assert ended < 1.05 * begun
+
+
+def test_a_name_that_was_allowed_is_answered_and_no_other(served: tuple[subprocess.Popen[str], str]) -> None:
+    _, url = served
+    for host, status in ((OUTSIDE, 200), (f"{OUTSIDE}:443", 200), ("rebound.example", 400)):
+        assert httpx.get(f"{url}/v1/models", headers={"Host": host}).status_code == status
 
 
 def test_a_client_that_leaves_frees_its_places(served: tuple[subprocess.Popen[str], str]) -> None:

@@ -27,6 +27,13 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name by which the server is reached, say behind a proxy; may be repeated. Other names than these "
+            "and localhost are refused; where --host is not loopback, only if one is given."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if not given.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences that are generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
@@ -74,6 +81,7 @@ def serve(
             name=known_as,
             max_batch=max_batch,
             queue=queue,
+            allowed_hosts=allowed_host or (),
             hooks=given.hooks,
             extend=extend,
             ready=note,

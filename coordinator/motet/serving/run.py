@@ -9,7 +9,7 @@ Guarantees: it is ready when it says so; at SIGTERM or Ctrl-C it takes no new co
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 
 import uvicorn
@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from motet.protocols.errors import ConfigurationError
 from motet.serving.api.app import build_app
+from motet.serving.api.hosts import known_names
 from motet.serving.api.service import Service
 from motet.serving.engine.engine import Engine
 from motet.serving.engine.loading import Composite
@@ -34,18 +35,22 @@ def serve(
     name: str,
     max_batch: int,
     queue: int,
+    allowed_hosts: Collection[str] = (),
     hooks: Hooks | None = None,
     extend: Callable[[FastAPI], None] = lambda app: None,
     ready: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serves until it is stopped. `extend` adds to the application; `ready` is told the address.
+    """Serves until it is stopped.
 
-    Raises ConfigurationError when the address cannot be listened on.
+    `extend` adds to the application; `ready` is told the address; `allowed_hosts` are names beside those of loopback.
+
+    Raises ConfigurationError when the address cannot be listened on, or an allowed host is none.
     """
     hooks = hooks or Hooks()
     engine = Engine(composite, max_batch=max_batch, queue=queue, withdrawn=hooks.withdrawn)
     with closing(listening(host, port)) as listener, engine:
-        app = build_app(Service(composite, engine, name, hooks))
+        names = known_names(listener.getsockname()[0], allowed_hosts)
+        app = build_app(Service(composite, engine, name, hooks), hosts=names)
         extend(app)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again, when all has ended
         ready(f"ready on http://{_address(listener)}/v1, model {name}: {', '.join(composite.roster.names)}")

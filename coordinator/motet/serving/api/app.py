@@ -1,12 +1,12 @@
 """The application: every endpoint of the server.
 
     app = build_app(Service(composite, engine, name="demo", hooks=hooks))
-    uvicorn.run(app, host="127.0.0.1", port=8000)
+    uvicorn.run(app, host="127.0.0.1", port=8000)         # elsewhere: build_app(..., hosts=known_names("0.0.0.0"))
 
 Others add routers of their own with `app.include_router`; `app.state.service` is the service.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from motet.serving.api.answer import Answer
 from motet.serving.api.errors import Refusal, install_errors
 from motet.serving.api.forms import ChatForm, CompletionForm
+from motet.serving.api.hosts import LOOPBACK, KnownHosts
 from motet.serving.api.limits import Door
 from motet.serving.api.listing import experts_listed, models_listed
 from motet.serving.api.responses import sent
@@ -33,11 +34,24 @@ _OPENAI_ERROR: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_app(service: Service) -> FastAPI:
-    """The application for a service; the engine must be running."""
-    app = FastAPI(title="Motet", version=version("motet"), description=_DESCRIPTION, responses=_OPENAI_ERROR)
+def build_app(service: Service, *, hosts: Collection[str] | None = LOOPBACK) -> FastAPI:
+    """The application for a service.
+
+    Args:
+        service: what answers; its engine must be running.
+        hosts: the names that it is asked by, as `known_names` tells them; None for any.
+    """
+    app = FastAPI(
+        title="Motet",
+        version=version("motet"),
+        description=_DESCRIPTION,
+        responses=_OPENAI_ERROR,
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN: motet.serving.web has one that does not
+        redoc_url=None,
+    )
     app.state.service = service
     install_errors(app)
+    app.add_middleware(KnownHosts, names=hosts)
     app.add_middleware(Door, metrics=service.metrics)
     _add_generation(app, service)
     _add_listings(app, service)

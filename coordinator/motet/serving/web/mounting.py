@@ -11,6 +11,7 @@ from starlette.staticfiles import StaticFiles
 from motet.serving.web.federation import add_federation
 from motet.serving.web.observing import Observer
 from motet.serving.web.playground import add_playground
+from motet.serving.web.reference import add_reference
 
 
 def mount(app: FastAPI, *, home: Path | None = None) -> None:
@@ -26,6 +27,7 @@ def mount(app: FastAPI, *, home: Path | None = None) -> None:
         StorageError: it cannot be read.
     """
     observer = None if home is None else Observer(home)
+    add_reference(app)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     add_playground(app, federation=observer is not None)
     if observer is not None:

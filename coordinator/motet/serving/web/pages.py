@@ -15,27 +15,34 @@ from starlette.responses import HTMLResponse
 from motet.protocols.evaluation.charts import BarChart
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Vary": "HX-Request, Cookie",
 }
-"""Sent with every page. Scripts and styles come as files of this server alone: none stands in a page, so that text
-which slipped through as markup would still do nothing."""
+"""Sent with every page, beside its policy."""
 HUES = 12
 """How many experts differ in colour; the next ones begin again."""
 
 
-def page(name: str, *, status: int = 200, **values: object) -> HTMLResponse:
-    """The template `name` with these values."""
-    return HTMLResponse(_environment().get_template(name).render(values), status_code=status, headers=HEADERS)
+def page(name: str, *, status: int = 200, images: str = "'self'", **values: object) -> HTMLResponse:
+    """The template `name` with these values; `images` says where its pictures may come from."""
+    text = _environment().get_template(name).render(values)
+    return HTMLResponse(text, status_code=status, headers=HEADERS | {"Content-Security-Policy": _policy(images)})
 
 
 def wants_part(request: Request) -> bool:
     """Whether a script asks for what changed, rather than a browser for the page."""
     return request.headers.get("hx-request") == "true"
+
+
+def _policy(images: str) -> str:
+    """Scripts and styles come as files of this server alone: none stands in a page, so that text which slipped through
+    as markup would still do nothing."""
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
 
 
 @cache
