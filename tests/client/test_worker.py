@@ -21,6 +21,7 @@ from motet.protocols.errors import WorkerBusy
 from motet.protocols.jobs import contribution_of, rides_inline
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed
+from motet.protocols.training_steps import TrainingStep
 
 SCRIPT = "import sys, pathlib; from motet.client.worker import run_worker; run_worker(pathlib.Path(sys.argv[1]))"
 
@@ -57,16 +58,22 @@ def test_a_training_job_ends_with_a_receipt(make_home, coordinator) -> None:
     assert Signed.model_validate(result["receipt"]).open(Receipt, by=home.config.coordinator).status == "admitted"
 
 
-def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator, monkeypatch) -> None:
-    told = list[str]()
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """Every line that the spool is told, which the coordinator may read."""
+    lines = list[str]()
     update = Spool.update
 
     def heard(self, name, state, progress=None, detail=None, result=None) -> JobState:
-        told.append(detail or "")
+        lines.append(detail or "")
         return update(self, name, state, progress, detail, result)
 
     monkeypatch.setattr(Spool, "update", heard)
     monkeypatch.setattr("motet.client.worker.REPORT_SECONDS", 0.0)
+    return lines
+
+
+def test_without_consent_it_waits_and_nothing_leaves(make_home, coordinator, told) -> None:
     home = make_home(contribution={"consent": "ask"})
     job = ask(home)
     state = run_once(home, job)
@@ -100,9 +107,12 @@ def test_a_contribution_that_is_refused_ends_the_job_that_waited_as_failed(make_
     assert "wrong-anchor" in state.detail
 
 
-def test_with_flower_the_update_is_offered_inline(make_home) -> None:
+def test_with_flower_the_update_is_offered_inline_and_the_losses_were_told(make_home, told) -> None:
     home = make_home(contribution={"transport": "flower"})
     state = run_once(home, ask(home))
+    steps = [found for line in told if (found := TrainingStep.told_in(line))]
+    assert [found.step for found in steps] == list(range(1, home.config.training.steps + 1))
+    assert all(0 < found.loss < 10 for found in steps)
     assert state.state == "done"
     assert rides_inline(state)
     assert contribution_of(state) == find_packed(home).digest

@@ -15,7 +15,9 @@ import httpx
 import pytest
 from starlette.requests import HTTPConnection
 
+from motet.protocols.canonical import hex_of
 from motet.protocols.errors import ConfigurationError
+from motet.protocols.expert_sizes import ExpertSize, composite_sizes
 from motet.serving.api.errors import Refusal
 from motet.serving.hooks import Access, Hooks
 from motet.serving.web.observing import Observer
@@ -103,6 +105,12 @@ def require_accessible(page: Page) -> None:
     """axe-core's rules, WCAG 2.2 AA and best practices: names, roles, contrast, headings, landmarks."""
     found = Axe().run(page).response["violations"]
     assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == []
+
+
+def size_in(scene: Watched, name: str) -> ExpertSize:
+    """What an expert takes in the only composite there is."""
+    (composite,) = (path for path in (scene.home.path / "composites").iterdir() if (path / "config.json").exists())
+    return next(each for each in composite_sizes(composite) if each.name == name)
 
 
 def completed(pages: Site, prompt: str, **experts: list[str]) -> str:
@@ -209,7 +217,14 @@ def test_the_federations_page_follows_what_happens(pages: Site, scene: Watched, 
     scene.progress(law=60, medicine=55, news=5)
     expect(page.get_by_role("progressbar", name="Progress of law")).to_have_attribute("value", "0.6")
     expect(status).to_contain_text("3 of 3 owners present")
-    expect(page.get_by_role("img", name="Training loss of law from 4.200 to 2.600 nats per token")).to_be_visible()
+    losses = page.get_by_role("region", name="Training losses")
+    expect(losses.get_by_role("img", name="Training loss by step")).to_be_visible()
+    expect(losses.locator("svg polyline")).to_have_count(3)
+    told = losses.get_by_role("table", name="Training loss in nats per token")
+    expect(told.get_by_role("columnheader")).to_have_text(["steps", "law", "medicine", "news"])
+    expect(told.get_by_role("row", name=re.compile("^16 to 20"))).to_contain_text("4.200")
+    expect(told.get_by_role("row", name=re.compile("^56 to 60"))).to_contain_text("2.600")
+    expect(page.locator("#owner-law")).to_contain_text("2.600 nats per token")
     expect(decisions).to_be_focused()
     scene.home.intake_directory.mkdir(exist_ok=True)
     first = scene.home.intake_directory / ("0" * 64)
@@ -221,6 +236,7 @@ def test_the_federations_page_follows_what_happens(pages: Site, scene: Watched, 
     first.with_suffix(".part").unlink()
     law = page.get_by_role("article", name="law")
     expect(law).to_contain_text(MARKUP)
+    expect(law).to_contain_text(f"{size_in(scene, 'law').parameters:,} parameters")
     assert page.locator("main :is(img, script)").count() == 0
     expect(page.get_by_role("article", name="medicine")).to_contain_text("2099-01-31T00:00:00Z")
     heat = page.get_by_role("table", name="Bits per byte by system and domain")
@@ -294,6 +310,33 @@ def test_every_page_says_that_nothing_comes_from_elsewhere(pages: Site) -> None:
         assert not re.search(r'<[^>]* (?:style|on\w+)="|<style|<script>', found.text.replace(MARKUP, ""))
 
 
+def test_the_reference_of_the_api_comes_from_this_server_alone(pages: Site) -> None:
+    found = httpx.get(f"{pages.url}/docs")
+    assert found.status_code == 200
+    assert not re.search(r"<script>|<style| style=|unsafe", found.text + found.headers["content-security-policy"])
+    addresses = re.findall(r'\b(?:src|href|data-schema)="([^"]*)"', found.text)
+    assert len(addresses) == 6
+    for address in addresses:
+        assert address.startswith("/")
+        assert httpx.get(pages.url + address).status_code == 200
+    assert httpx.get(f"{pages.url}/redoc").status_code == 404
+
+
+@needs_chromium
+def test_the_reference_shows_an_operation(pages: Site, tab: Callable[..., Page]) -> None:
+    page, asked = tab(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{pages.url}/docs")
+    expect(page.get_by_role("heading", name=re.compile("^Motet"))).to_be_visible()
+    operation = page.locator("#operations-generation-chat_completions_v1_chat_completions_post")
+    expect(operation).to_contain_text("/v1/chat/completions")
+    operation.get_by_role("button").first.click()
+    expect(operation.get_by_role("heading", name="Parameters")).to_be_visible()
+    expect(operation).to_contain_text("Answer a conversation.")
+    assert [url for url in asked if not url.startswith((pages.url, "data:"))] == []
+    assert f"{pages.url}/openapi.json" in asked
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -330,7 +373,7 @@ def test_another_sites_page_starts_nothing(pages: Site, headers: dict[str, str])
 def test_a_reader_who_leaves_frees_both_places(pages: Site) -> None:
     before = len(pages.records)
     body = b"prompt=the&tokens=180&temperature=0&seed=0"
-    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", int(pages.url.rpartition(":")[2]))) as connection:
         connection.sendall(head + body)
         while not pages.service.engine.load().running:
@@ -353,6 +396,14 @@ def test_what_cannot_be_read_is_told_beside_the_rest(scene: Watched, tmp_path: P
         path.write_bytes(b"[]")
     assert [owner.name for owner in observer.now().owners] == ["law", "medicine", "news"]
     assert "The run's state cannot be read" in observer.now().problems[0]
+    (losses,) = (home / "run" / "owners").glob(f"{hex_of(scene.owners['law'].key.public)}/losses.jsonl")
+    losses.unlink()
+    losses.mkdir()
+    assert "The losses of law cannot be read" in observer.now().problems[1]
+    for path in (home / "store" / "experts").glob("*/expert.safetensors"):
+        path.write_bytes(b"no tensors")
+    assert [card.size for card in observer.measured().cards] == [None, None]
+    assert "The size of law cannot be read" in observer.measured().problems[0]
     assert "The evaluation of law is left out" in observer.measured().facts[0]
     for path in home.glob("ledger.sqlite*"):
         path.unlink()
@@ -374,7 +425,9 @@ def test_watching_writes_nothing(scene: Watched, tmp_path: Path) -> None:
     before = everything()
     observer = Observer(home)
     assert observer.now().entries > 0
-    assert observer.measured().sections
+    measured = observer.measured()
+    assert measured.sections
+    assert [card.size for card in measured.cards] == [size_in(scene, name) for name in ("law", "medicine")]
     assert everything() == before
 
 

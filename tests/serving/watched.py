@@ -20,6 +20,7 @@ from motet.protocols.contribution import Contribution, EvaluationReport, Score, 
 from motet.protocols.expert_files import StoredTensors, materialise_file, update_specs
 from motet.protocols.report import row_names
 from motet.protocols.signing import seal
+from motet.protocols.training_steps import TrainingStep
 from motet.serving.api.app import build_app
 from motet.serving.api.service import Service
 from motet.serving.engine.engine import Engine
@@ -102,7 +103,7 @@ class Watched:
                 standing="open",
                 job="running" if name in steps else None,
                 progress=steps.get(name, 0) / 100,
-                detail=f"step {steps[name]} of 100, loss {5 - steps[name] / 25:.3f} nats per token, 900 tokens/s"
+                detail=f"{TrainingStep(step=steps[name], steps=100, loss=5 - steps[name] / 25)}, 900 tokens/s"
                 if name in steps
                 else "",
             )

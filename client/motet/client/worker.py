@@ -33,6 +33,7 @@ from motet.client.versions import forget_start
 from motet.protocols.canonical import hex_of
 from motet.protocols.control import EvaluateRequest, Phase
 from motet.protocols.errors import FederationError, MotetError
+from motet.protocols.training_steps import TrainingStep
 
 REPORT_SECONDS = 1.0
 """How often, at most, a running job's progress is written to the spool."""
@@ -126,11 +127,8 @@ def _trained(home: OwnerHome, report: Report, should_stop: Callable[[], bool]) -
     report(0.05, f"training on {len(material.corpus.train)} documents")
 
     def on_progress(progress: Progress) -> None:
-        report(
-            0.05 + 0.8 * progress.step / progress.steps,
-            f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f} nats per token, "
-            f"{progress.tokens_per_second:,.0f} tokens/s",
-        )
+        told = TrainingStep(step=progress.step, steps=progress.steps, loss=progress.loss)
+        report(0.05 + 0.8 * progress.step / progress.steps, f"{told}, {progress.tokens_per_second:,.0f} tokens/s")
 
     folder = training_folder(home)
     return material, train(material, home.config.training, folder, on_progress=on_progress, should_stop=should_stop)

@@ -5,6 +5,7 @@
     read_run(home)                                          # RunState, None before the first run
 
     run/state.json                                          where the run stands, for people and for `flwr`-less waiting
+    run/owners/<owner>/losses.jsonl                         what its training told, see `motet.coordinator.loss_record`
     run/owners/<owner>/<contribution>/receipt.json          the answer to an update that came inline
     run/owners/<owner>/<contribution>/receipt.delivered     the owner has it
     run/owners/<owner>/<contribution>/sent.json             the bytes that the owner sent for it, as the owner counted
@@ -25,14 +26,17 @@ from typing import Literal, Self
 
 from pydantic import Field
 
+from motet.coordinator.loss_record import LossRecord, read_losses
 from motet.protocols.canonical import Digest, canonical_json, hex_of, storage_errors, write_atomically
 from motet.protocols.control import Phase
 from motet.protocols.documents import Document, Name, PublicKey, Strict
 from motet.protocols.errors import FederationError
 from motet.protocols.signing import Signed
+from motet.protocols.training_steps import TrainingStep
 
 logger = logging.getLogger(__name__)
 
+LOSSES = "losses.jsonl"
 RunPhase = Literal["gather", "assemble", "evaluate", "done", "failed"]
 
 
@@ -70,6 +74,7 @@ class RunRecord:
     def __init__(self, home: Path, run: str) -> None:
         self.run = run
         self._last: RunState | None = None
+        self._losses: dict[str, LossRecord] = {}
         self._directory = home / "run"
 
     @classmethod
@@ -100,7 +105,7 @@ class RunRecord:
             os.close(descriptor)
 
     def publish(self, state: RunState) -> None:
-        """Say where the run stands, on disk and in the log, if that is news."""
+        """Say where the run stands, on disk and in the log, if that is news; of a training, keep the loss."""
         quiet = {"updated"}
         if self._last is not None and state.model_dump(exclude=quiet) == self._last.model_dump(exclude=quiet):
             return
@@ -110,8 +115,22 @@ class RunRecord:
         for owner, now in state.owners.items():
             if now != before.get(owner):
                 logger.info("%s %s: %s %3.0f%% %s", state.phase, now.name, now.standing, 100 * now.progress, now.detail)
+                self._keep_loss(owner, now)
         self._last = state
         write_atomically(self._directory / "state.json", state.canonical())
+
+    def _keep_loss(self, owner: str, now: OwnerProgress) -> None:
+        told = TrainingStep.told_in(now.detail) if now.job == "running" else None
+        if told is None:
+            return
+        if owner not in self._losses:
+            self._losses[owner] = LossRecord(self._owner(owner) / LOSSES)
+        self._losses[owner].add(told.step, told.loss)
+
+    @classmethod
+    def losses(cls, home: Path, owner: str) -> dict[int, float]:
+        """Step -> loss in nats per token, of the training that the owner told of last. Raises OSError."""
+        return read_losses(cls(home, "")._owner(owner) / LOSSES)
 
     def keep_receipt(self, owner: str, contribution: str, receipt: Signed) -> None:
         """Keep the receipt for an inline update until the owner has it."""

@@ -35,6 +35,11 @@ SECONDS, BYTES_PER_SECOND = 120, 5 << 20
 _EXPERT = "expert.safetensors"
 
 
+def store_file(directory: Path, contribution: str) -> Path:
+    """Where a contribution's expert lies in a store's folder, for whoever only reads it."""
+    return directory / hex_of(contribution) / _EXPERT
+
+
 class ExpertStore:
     """The folder of materialised experts."""
 
@@ -46,7 +51,7 @@ class ExpertStore:
 
     def file_of(self, contribution: str) -> Path:
         """Where a contribution's expert lies, or would lie."""
-        return self.directory / hex_of(contribution) / _EXPERT
+        return store_file(self.directory, contribution)
 
     def materialise(self, contribution: Contribution, update: Path, home: CoordinatorHome) -> Path:
         """Make the store file of an examined update; does nothing if it is there.

@@ -9,12 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from motet.serving.api.errors import Refusal
-from motet.serving.web.losses import HEIGHT, WIDTH
 from motet.serving.web.observing import Observer
 from motet.serving.web.pages import page
 from motet.serving.web.visitors import access_of
-
-CURVE = {"width": WIDTH, "height": HEIGHT}
 
 
 def add_federation(app: FastAPI, observer: Observer) -> None:
@@ -40,7 +37,6 @@ def add_federation(app: FastAPI, observer: Observer) -> None:
             charter=observer.charter,
             scene=scene,
             measured=measured,
-            curve=CURVE,
             live=live,
             federation=True,
         )
@@ -49,7 +45,7 @@ def add_federation(app: FastAPI, observer: Observer) -> None:
     async def now(request: Request) -> Response:
         if (refusal := await refused(request)) is not None:
             return refusal
-        return page("now.html", scene=await run_in_threadpool(observer.now), curve=CURVE)
+        return page("now.html", scene=await run_in_threadpool(observer.now))
 
     @app.get("/federation/measured", include_in_schema=False)
     async def measured(request: Request) -> Response:

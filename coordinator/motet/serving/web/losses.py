@@ -1,68 +1,68 @@
-"""Training losses as owners told them, one after another, while somebody watched.
+"""Owners' training losses, as a chart and as the table that says the same.
 
-Guarantees: at most `MOST` points of each owner, in memory alone; a line that tells no loss adds none, and a new run
-begins anew.
+Guarantees: both hold the same figures, at most `ROWS` of each owner: the mean of what was told in each stretch of
+steps, for a single step's loss says little.
 
-    losses = Losses()
-    losses.note(read_run(home))
-    losses.curve(owner).points                     # where to draw them
+    figure = loss_figure({"law": {10: 4.2, 20: 3.9}, "medicine": {}})          # None if nobody told any
+    figure.chart, figure.table
 """
 
-import re
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
-from motet.coordinator.run_record import RunState
+from motet.protocols.evaluation.charts import LineChart, loss_chart
+from motet.protocols.evaluation.tables import NOTHING, Cell, Table
 
-MOST = 240
-WIDTH, HEIGHT = 160.0, 32.0
-_TOLD = re.compile(r"\bstep (\d{1,9}) of \d{1,9}, loss (\d{1,6}(?:\.\d{1,6})?)\b")
+ROWS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A small line: `points` as SVG wants them in `WIDTH` x `HEIGHT`, the first and the last loss in nats per token."""
+class LossFigure:
+    """A line for each owner, and the table with a column for each."""
 
-    points: str
-    first: float
-    last: float
+    chart: LineChart
+    table: Table
 
 
-class Losses:
-    """The losses of one run."""
+def loss_figure(told: Mapping[str, Mapping[int, float]]) -> LossFigure | None:
+    """What owners told, by name: step -> nats per token."""
+    told = {name: losses for name, losses in sorted(told.items()) if losses}
+    if not told:
+        return None
+    width = _width(max(max(losses) for losses in told.values()))
+    means = {name: _means(losses, width) for name, losses in told.items()}
+    return LossFigure(
+        chart=loss_chart({name: list(each.values()) for name, each in means.items()}), table=_table(means, width)
+    )
 
-    def __init__(self) -> None:
-        self._run: str | None = None
-        self._told: dict[str, dict[int, float]] = {}
 
-    def note(self, run: RunState | None) -> None:
-        """Take in what the owners tell now."""
-        if run is None:
-            return
-        if run.run != self._run:
-            self._run, self._told = run.run, {}
-        for owner, progress in run.owners.items():
-            if found := _TOLD.search(progress.detail):
-                self._add(owner, int(found[1]), float(found[2]))
+def _means(losses: Mapping[int, float], width: int) -> dict[int, tuple[int, float]]:
+    """Stretch -> its last step that was told, and the mean loss; steps count from 1."""
+    stretches: dict[int, dict[int, float]] = {}
+    for step, loss in losses.items():
+        stretches.setdefault(max(0, step - 1) // width, {})[step] = loss
+    return {place: (max(found), fmean(found.values())) for place, found in sorted(stretches.items())}
 
-    def curve(self, owner: str) -> Curve | None:
-        """The line so far; None before there are two points."""
-        told = self._told.get(owner, {})
-        if len(told) < 2:
-            return None
-        steps, values = list(told), list(told.values())
-        low, high = min(values), max(values)
-        span, rise = max(1, steps[-1] - steps[0]), max(high - low, 1e-9)
-        points = " ".join(
-            f"{WIDTH * (step - steps[0]) / span:.1f},{HEIGHT * (high - value) / rise:.1f}"
-            for step, value in told.items()
+
+def _table(means: Mapping[str, Mapping[int, tuple[int, float]]], width: int) -> Table:
+    places = sorted({place for each in means.values() for place in each})
+    rows = tuple(
+        (
+            _steps(place * width + 1, (place + 1) * width),
+            tuple(Cell(f"{each[place][1]:.3f}") if place in each else NOTHING for each in means.values()),
         )
-        return Curve(points=points, first=values[0], last=values[-1])
+        for place in places
+    )
+    return Table("Training loss in nats per token", "steps", tuple(means), rows)
 
-    def _add(self, owner: str, step: int, loss: float) -> None:
-        told = self._told.setdefault(owner, {})
-        if told and step < next(reversed(told)):
-            told.clear()  # it began anew
-        told[step] = loss
-        if len(told) > MOST:
-            for old in list(told)[1:-1:2]:
-                del told[old]
+
+def _steps(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _width(last: int) -> int:
+    """Steps of one stretch: 1, 2 or 5 times a power of ten, the smallest with which `ROWS` reach the last step."""
+    power: int = 10 ** max(0, math.floor(math.log10(max(1, last / ROWS))))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor * ROWS >= last)

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from motet.coordinator.run_record import OwnerProgress, RunRecord, RunState, read_run
+from motet.coordinator.store import store_file
 from motet.protocols.contribution import Contribution
 from motet.protocols.errors import ConfigurationError, DocumentError, MotetError
 from motet.protocols.evaluation.sections import Section
+from motet.protocols.expert_sizes import ExpertSize
 from motet.protocols.signing import Signed
+from motet.protocols.tensor_files import TensorReader
 from motet.protocols.transfer.partial import LABEL
 from motet.serving.web.ledger_reading import LedgerReading, Line
-from motet.serving.web.losses import Curve, Losses
+from motet.serving.web.losses import LossFigure, loss_figure
 from motet.serving.web.measurements import Measurements
 
 SHOWN = 50
@@ -28,8 +31,8 @@ SHOWN = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerRow:
-    """One owner. progress: None outside of a run; sent: bytes that its admitted update took on the wire; losses: what
-    its training told while it was watched."""
+    """One owner. progress: None outside of a run; sent: bytes that its admitted update took on the wire; losses: step
+    -> nats per token, of the training that it told of last."""
 
     name: str
     key: str
@@ -37,7 +40,7 @@ class OwnerRow:
     progress: OwnerProgress | None
     sent: int | None
     expert: Contribution | None
-    losses: Curve | None
+    losses: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,11 @@ class Scene:
     problems: tuple[str, ...] = ()
 
     @property
+    def losses(self) -> LossFigure | None:
+        """What owners' trainings told; None if nobody told any."""
+        return loss_figure({row.name: row.losses for row in self.owners})
+
+    @property
     def summary(self) -> str:
         """One sentence, which changes when there is news."""
         present = sum(row.progress is not None and row.progress.connected for row in self.owners)
@@ -74,11 +82,12 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """An expert of the next composite."""
+    """An expert of the next composite. size: what it takes there; None where its file cannot be read."""
 
     digest: str
     expert: Contribution
     received: int
+    size: ExpertSize | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +114,7 @@ class Observer:
         if self._ledger.charter is None:
             raise ConfigurationError(f"saw an empty {path}, wanted a federation's; `motet init` founds one")
         self.home, self.charter = home, self._ledger.charter
-        self._losses = Losses()
+        self._sizes: dict[str, ExpertSize] = {}
         self._measurements = Measurements(home, self.charter)
         self._alone = threading.Lock()
 
@@ -133,7 +142,12 @@ class Observer:
             self._look(problems)
             ledger = self._ledger
             cards = tuple(
-                Card(digest=digest, expert=each, received=ledger.received.get(digest, 0))
+                Card(
+                    digest=digest,
+                    expert=each,
+                    received=ledger.received.get(digest, 0),
+                    size=self._size(digest, each.name, problems),
+                )
                 for digest, each in sorted(ledger.standing.active.items(), key=lambda item: item[1].name)
             )
             try:
@@ -153,12 +167,10 @@ class Observer:
 
     def _run(self, problems: list[str]) -> RunState | None:
         try:
-            run = read_run(self.home)
+            return read_run(self.home)
         except (MotetError, OSError) as error:
             problems.append(f"The run's state cannot be read: {error}")
             return None
-        self._losses.note(run)
-        return run
 
     def _owners(self, run: RunState | None, problems: list[str]) -> tuple[OwnerRow, ...]:
         standing = self._ledger.standing
@@ -175,7 +187,7 @@ class Observer:
                     progress=progress.get(owner),
                     sent=None if digest is None else self._sent(owner, digest, problems),
                     expert=expert,
-                    losses=self._losses.curve(owner),
+                    losses=self._losses(owner, request.name, problems),
                 )
             )
         return tuple(sorted(rows, key=lambda row: row.name))
@@ -188,6 +200,23 @@ class Observer:
             problems.append(f"What {contribution} took on the wire cannot be read: {error}")
             told = None
         return self._ledger.received.get(contribution, 0) if told is None else told
+
+    def _losses(self, owner: str, name: str, problems: list[str]) -> dict[int, float]:
+        try:
+            return RunRecord.losses(self.home, owner)
+        except OSError as error:
+            problems.append(f"The losses of {name} cannot be read: {error}")
+            return {}
+
+    def _size(self, contribution: str, name: str, problems: list[str]) -> ExpertSize | None:
+        """From the expert's store file, whose tensors a composite copies; its content never changes."""
+        try:
+            if contribution not in self._sizes:
+                with TensorReader(store_file(self.home / "store" / "experts", contribution)) as reader:
+                    self._sizes[contribution] = ExpertSize.of_specs(name, reader.specs)
+        except (MotetError, OSError) as error:
+            problems.append(f"The size of {name} cannot be read: {error}")
+        return self._sizes.get(contribution)
 
 
 def _arrivals(intake: Path) -> tuple[Arrival, ...]:

@@ -166,6 +166,21 @@ def rank_chart(lines: Mapping[str, Mapping[int, float]], full: float | None) -> 
     )
 
 
+def loss_chart(lines: Mapping[str, Sequence[tuple[int, float]]]) -> LineChart:
+    """Training losses in nats per token against the step; the heights begin at a round figure below the lowest."""
+    steps, losses = ([point[place] for points in lines.values() for point in points] for place in (0, 1))
+    across, up = max(1, round(_step(max(steps)))), _step(max(max(losses) - min(losses), 1e-3))
+    right = across * max(1, math.ceil(max(steps) / across))
+    low, high = math.floor(min(losses) / up), math.ceil(max(losses) / up)
+    height = max(1, high - low)
+    return _line_chart(
+        ("Training loss by step", "step", "nats per token"),
+        {name: [(step / right, (loss / up - low) / height) for step, loss in points] for name, points in lines.items()},
+        x_ticks=[(at / right, f"{at:,}") for at in range(0, right + 1, across)],
+        y_ticks=[(number / height, f"{(low + number) * up:g}") for number in range(height + 1)],
+    )
+
+
 def _line_chart(
     names: tuple[str, str, str],
     lines: Mapping[str, Sequence[tuple[float, float]]],
