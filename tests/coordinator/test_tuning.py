@@ -209,7 +209,9 @@ def test_a_tuned_composite_is_another_one_and_says_with_whom(federation: Federat
     assert made.summary.digest != plain.summary.digest
     tuned, untuned = Path(made.summary.path), Path(plain.summary.path)
     differing = {path.name for path in tuned.iterdir() if path.read_bytes() != (untuned / path.name).read_bytes()}
-    assert differing == {"router.safetensors", "composite.json"}
+    assert differing == {"router.safetensors", "composite.json", "README.md"}
+    assert "tuned" in (tuned / "README.md").read_text()
+    assert "tuned" not in (untuned / "README.md").read_text()
     tag = verify_composite(tuned).tuning
     assert tag == made.tuned.tag == plan_tuning(federation, steps=4).tag
     assert tag.membership == membership_of(members.values())

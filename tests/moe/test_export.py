@@ -152,7 +152,8 @@ def test_equal_composites_give_equal_bytes(make_composite: MakeComposite, tmp_pa
     first, second = directory_bytes(tmp_path / "sharded-stock"), directory_bytes(tmp_path / "single-stock")
     assert first == second
     assert sorted(first) == [
-        *("config.json", "expert-00000.safetensors", "expert-00001.safetensors", "expert-00002.safetensors"),
+        *("README.md", "config.json"),
+        *("expert-00000.safetensors", "expert-00001.safetensors", "expert-00002.safetensors"),
         *("expert-00003.safetensors", "generation_config.json", "model.safetensors.index.json"),
         *("router.safetensors", "shared.safetensors"),
     ]

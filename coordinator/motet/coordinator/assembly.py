@@ -2,8 +2,9 @@
 
 Tensors are copied in chunks, one file per expert, ids in the order of contribution digests; nothing enters a file
 but what anchor, members and routing policy determine, so a composite made after an expert left equals one that never
-had it. The folder appears whole, with every file on disk, or not at all. A tuned router is the exception: it is tagged
-with the members that it was tuned with, and goes into no other composite.
+had it; the model card in README.md is no exception, for a contribution's digest determines its terms. The folder
+appears whole, with every file on disk, or not at all. A tuned router is an exception: it is tagged with the members
+that it was tuned with, and goes into no other composite.
 
     members = [Member(name="medicine", contribution=digest, expert_file=store / "expert.safetensors")]
     composite = assemble(anchor, members, RoutingPolicy.of(charter.routing), home / "composite")
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from motet.coordinator.router_file import TunedRouter, write_router
 from motet.moe.anchor import Anchor
+from motet.moe.card import CARD_FILE, CardRecord, card_experts, native_card
 from motet.moe.config import ANCHOR
 from motet.moe.prefix import evidence_of, prefix_settings
 from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
@@ -32,9 +34,10 @@ from motet.protocols.composite_manifest import (
     RoutingPolicy,
     verify_composite,
 )
+from motet.protocols.contribution import Terms
 from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
 from motet.protocols.expert_files import expert_specs, factor_specs, rank_of, require_specs
-from motet.protocols.expert_sizes import ExpertSize, composite_sizes
+from motet.protocols.expert_sizes import ExpertSize, composite_sizes, expert_file
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 __all__ = ["Composite", "Member", "RoutingPolicy", "TunedRouter", "assemble", "verify_composite"]
@@ -54,6 +57,8 @@ class Member:
     name: str
     contribution: str
     expert_file: Path
+    terms: Terms | None = None
+    """The contribution's, for the card; None where there is no manifest that tells them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +230,14 @@ def _write_composite(
     write_atomically(folder / "config.json", canonical_json(_configuration(anchor, members, ranks, routing)))
     for path in tokenizer_files(anchor.directory):
         write_atomically(folder / path.name, path.read_bytes())
+    write_atomically(folder / CARD_FILE, _card(folder, anchor, members, tuned=tuned is not None))
+
+
+def _card(folder: Path, anchor: Anchor, members: Sequence[Member], *, tuned: bool) -> bytes:
+    """The model card of the files in `folder`."""
+    contributions, terms = [each.contribution for each in members], [each.terms for each in members]
+    experts = card_experts(composite_sizes(folder), contributions, terms)
+    return native_card(CardRecord(anchor=anchor.digest, experts=experts, form="native"), tuned=tuned)
 
 
 def _plan(anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None]) -> dict[str, list[_Copy]]:
@@ -233,7 +246,7 @@ def _plan(anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None]
     shared = [tensor.spec for tensor in anchor.manifest.tensors if tensor.spec not in ffn]
     plan = {SHARED_FILE: [_Copy(source=anchor.file_of(spec.name), name=spec.name, target=spec) for spec in shared]}
     for expert, rank in enumerate((None, *ranks)):
-        plan[f"expert-{expert:05d}.safetensors"] = [
+        plan[expert_file(expert)] = [
             _Copy(
                 source=members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
                 name=spec.name,

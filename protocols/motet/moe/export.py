@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from motet.moe.average import Average
+from motet.moe.card import CARD_FILE, read_record, stock_card, stock_record
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
 from motet.moe.expanded_tensors import Tensors, with_expansions
@@ -35,6 +36,7 @@ from motet.moe.token_router import TOKEN_ROUTER
 from motet.moe.widening import CONSTANT, FAINT, Array, Widening
 from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
+from motet.protocols.expert_sizes import expert_file
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -93,6 +95,8 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
         widening = Widening.of(config, average=average, constant=bias == "folded")
         _write_shards(directory, _plan(sources, biases, family, widening))
         _write_config(directory, config, family, widening)
+        record = stock_record(config, read_record(composite_directory), directory)
+        write_atomically(directory / CARD_FILE, stock_card(record, architecture=family.stock.architecture))
         for name in _COMPANIONS:
             if (composite_directory / name).is_file():
                 shutil.copyfile(composite_directory / name, directory / name)
@@ -234,7 +238,7 @@ def _plan(
 
 def _shard(name: str) -> str:
     if ".mlp.experts." in name:
-        return f"expert-{int(name.split('.mlp.experts.')[1].split('.')[0]):05d}.safetensors"
+        return expert_file(int(name.split(".mlp.experts.")[1].split(".")[0]))
     return "router.safetensors" if ".mlp.router." in name else "shared.safetensors"
 
 

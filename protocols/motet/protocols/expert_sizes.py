@@ -8,7 +8,7 @@ Counted is what lies below `mlp.experts.{e}`, an expert's own matrices or factor
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -62,13 +62,23 @@ def composite_sizes(directory: Path) -> tuple[ExpertSize, ...]:
     """
     try:
         names = json.loads((directory / "config.json").read_text(encoding="utf-8"))["expert_names"]
-        return tuple(_in_file(directory, number, name) for number, name in enumerate(names))
+        return sizes_in(directory, names)
     except (OSError, ValueError, KeyError, TypeError, TensorFileError) as error:
         raise AssemblyError(
             f"cannot read the experts of {directory}: {error}; fetch or assemble the composite again"
         ) from error
 
 
-def _in_file(directory: Path, number: int, name: str) -> ExpertSize:
-    with TensorReader(directory / f"expert-{number:05d}.safetensors") as reader:
+def sizes_in(directory: Path, names: Sequence[str]) -> tuple[ExpertSize, ...]:
+    """The experts of these names, by id, in the files of a directory; raises OSError or TensorFileError."""
+    return tuple(_in_file(directory / expert_file(number), name) for number, name in enumerate(names))
+
+
+def expert_file(number: int) -> str:
+    """What the file with the tensors of the expert of this id is called."""
+    return f"expert-{number:05d}.safetensors"
+
+
+def _in_file(path: Path, name: str) -> ExpertSize:
+    with TensorReader(path) as reader:
         return ExpertSize.of_specs(name, reader.specs)
