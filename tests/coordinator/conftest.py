@@ -193,12 +193,12 @@ def admit_quickly(home: CoordinatorHome, write_update: WriteUpdate, tmp_path: Pa
     With `rank` it is a low-rank one.
     """
 
-    def admit(owner: Owner, *, seed: int = 0, version: int = 1, rank: int | None = None) -> str:
+    def admit(owner: Owner, *, seed: int = 0, version: int = 1, rank: int | None = None, **changes: object) -> str:
         manifest, kind = home.anchor_manifest, "full" if rank is None else "lowrank"
         specs = update_specs(manifest, rank)
         size = 0.01 if rank is None else 0.2  # the change is a product of two
         update = write_update(tmp_path / f"{owner.name}-{version}.motetup", seed=seed, specs=specs, size=size)
-        signed = owner.manifest(home, update, version=version, kind=kind, rank=rank)
+        signed = owner.manifest(home, update, version=version, kind=kind, rank=rank, **changes)
         digest = signed.open(Contribution).digest
         with StoredTensors.of_anchor(home.anchor_directory) as stored:
             materialise_file(update, manifest, stored, ExpertStore(home.experts_directory).file_of(digest), rank=rank)

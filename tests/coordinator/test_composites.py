@@ -1,6 +1,7 @@
 """Composites on request: what would go in, what dropping the bias costs, and what happens during the copying."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from motet.coordinator import assembly
 from motet.coordinator.composites import make, plan
 from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
+from motet.moe.card import CARD_FILE, read_record
 from motet.moe.scoring import bits_per_byte
 from motet.protocols.canonical import hex_of
+from motet.protocols.composite_manifest import verify_composite
+from motet.protocols.contribution import Terms
 from motet.protocols.errors import AssemblyError, ExpertSetError
+from motet.protocols.expert_sizes import ExpertSize
 
 Admit = Callable[..., str]
 
@@ -51,6 +56,36 @@ def test_a_plan_says_who_goes_in_and_how_large_it_is(federation: Federation, mem
     assert "nothing was written" in alone.lines()[-1]
     with pytest.raises(ExpertSetError, match="surgery"):
         plan(federation, ("surgery",))
+
+
+def test_the_card_tells_sizes_and_terms_and_how_to_choose(
+    federation: Federation, admit_quickly: Admit, home: CoordinatorHome, make_owner: Callable[[str], object]
+) -> None:
+    news = make_owner("news")
+    home.enrol(news.request(home))
+    terms = Terms(licence="CC0-1.0", attribution="<b>The news</b> | all of it", expiry="2099-01-31")
+    admit_quickly(news, seed=5, rank=2, terms=terms)
+    made = make(federation)
+    path, stock = Path(made.summary.path), Path(made.summary.stock_path or "")
+    assert verify_composite(path).digest == made.summary.digest
+    told = read_record(path)
+    assert told is not None
+    assert told.anchor == federation.charter.anchor.digest
+    sizes = [ExpertSize(**each.model_dump(exclude={"contribution", "terms"})) for each in told.experts]
+    assert tuple(sizes) == made.summary.experts
+    assert {each.name: each.terms for each in told.experts}["news"] == terms
+    contributions = {each.name: each.contribution for each in told.experts[1:]}
+    assert contributions == {each.name: digest for digest, each in federation.chosen().items()}
+
+    exported = read_record(stock)
+    assert exported is not None
+    assert [(each.name, each.terms) for each in exported.experts] == [(each.name, each.terms) for each in told.experts]
+
+    blocks = re.findall(r"```python\n(.*?)```", (path / CARD_FILE).read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks).replace("FOLDER", str(path)), {})
+    (loading,) = re.findall(r"```python\n(.*?)```", (stock / CARD_FILE).read_text(), re.DOTALL)
+    exec(loading.replace("FOLDER", str(stock)), {})
 
 
 def test_what_dropping_the_bias_costs_is_told(federation: Federation) -> None:

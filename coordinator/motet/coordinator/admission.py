@@ -104,8 +104,7 @@ def examine_expiry(contribution: Contribution, standing: Standing, *, now: float
     Raises:
         AdmissionRefused: with the reason "expired".
     """
-    expires = contribution.terms.expires_at
-    if expires is not None and expires <= now and contribution.digest not in standing.admitted:
+    if contribution.terms.ended(now) and contribution.digest not in standing.admitted:
         raise _refusal(
             "expired",
             f"saw terms that ended at {contribution.terms.expiry}, wanted a later expiry or none; change [terms] in "

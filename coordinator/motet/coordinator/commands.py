@@ -178,7 +178,7 @@ def assemble(
     dry_run: Annotated[bool, typer.Option(help="Say what would be assembled, and how large it is.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Assemble the composite of everything admitted and not withdrawn, and export it."""
+    """Assemble the composite of everything admitted, not withdrawn and not expired, and export it."""
     from motet.coordinator import composites
     from motet.coordinator.federation import Federation
 

@@ -1,8 +1,8 @@
 """The composites of a home: assembled from what the ledger says is active, found again, and recorded.
 
 Guarantees that one set of members is assembled once and by one process at a time; that a composite is recorded only
-while none of its members is withdrawn, however long the copying took; and that one which was damaged on the disk
-since is put aside and made anew, the same byte for byte.
+while none of its members is withdrawn or expired, however long the copying took; and that one which was damaged on the
+disk since is put aside and made anew, the same byte for byte. A composite that holds what expired later stays.
 
     composites = CompositeStore(home)
     composite = composites.assemble(without=["medicine"])
@@ -14,6 +14,7 @@ Importing it imports no torch; assembling does.
 import logging
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +46,9 @@ _log = logging.getLogger(__name__)
 class CompositeStore:
     """The folder of composites, each named by the digits of its digest."""
 
-    def __init__(self, home: CoordinatorHome) -> None:
-        self._home = home
+    def __init__(self, home: CoordinatorHome, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells seconds since the epoch, by which terms end."""
+        self._home, self._clock = home, clock
         self._experts = ExpertStore(home.experts_directory)
 
     def folder_of(self, composite: str) -> Path:
@@ -66,18 +68,23 @@ class CompositeStore:
         return found
 
     def chosen(self, without: Sequence[str] = ()) -> dict[str, Contribution]:
-        """Contribution digest -> contribution of all active members but those named, in the order of expert ids.
+        """Contribution digest -> contribution of all members but those named and expired, in the order of expert ids.
 
         Raises:
             ExpertSetError: a name in `without` is nobody's.
         """
-        active = self._home.ledger.standing().active
+        standing = self._home.ledger.standing()
+        active, gone = standing.active, standing.expired(self._clock()).keys()
         names = {contribution.name for contribution in active.values()}
         if unknown := sorted(set(without) - names):
             raise ExpertSetError(
                 f"saw no expert called {unknown[0]}, only {', '.join(sorted(names)) or 'none at all'}; name one of them"
             )
-        return {digest: each for digest, each in active.items() if each.name not in without}
+        return {digest: each for digest, each in active.items() if each.name not in without and digest not in gone}
+
+    def expired(self) -> dict[str, Contribution]:
+        """Contribution digest -> contribution of the active members whose terms have ended."""
+        return self._home.ledger.standing().expired(self._clock())
 
     def assemble(
         self, without: Sequence[str] = (), *, tuned: "TunedRouter | None" = None, progress: Progress | None = None
@@ -91,7 +98,7 @@ class CompositeStore:
                 try:
                     return self._assemble(chosen, tuned, progress)
                 except (AssemblyError, TensorFileError, FileNotFoundError):
-                    if chosen.keys() <= self._home.ledger.standing().active.keys():
+                    if chosen.keys() <= self.chosen(without).keys():
                         raise
                     _log.warning("a member left while the composite was being assembled; beginning again without it")
 
@@ -108,7 +115,8 @@ class CompositeStore:
         try:
             self._home.ledger.append(lambda standing: self._record(composite.manifest, standing))
         except AssemblyError:
-            shutil.rmtree(composite.path, ignore_errors=True)
+            if self._home.ledger.find("composite", composite.digest) is None:
+                shutil.rmtree(composite.path, ignore_errors=True)
             raise
         return composite
 
@@ -116,8 +124,8 @@ class CompositeStore:
         from motet.coordinator.assembly import Member
 
         return [
-            Member(name=contribution.name, contribution=digest, expert_file=self._experts.file_of(digest))
-            for digest, contribution in chosen.items()
+            Member(name=each.name, contribution=digest, expert_file=self._experts.file_of(digest), terms=each.terms)
+            for digest, each in chosen.items()
         ]
 
     def _existing(self, members: Sequence["Member"], routing: RoutingPolicy, tag: Tuning | None) -> "Composite | None":
@@ -164,6 +172,9 @@ class CompositeStore:
         members = {member.name: member.contribution for member in manifest.members}
         if gone := sorted(name for name, contribution in members.items() if contribution in standing.withdrawn):
             raise AssemblyError(f"{gone[0]} was withdrawn while its composite was assembled; assemble again without it")
+        expired = standing.expired(self._clock()).keys()
+        if ended := sorted(name for name, contribution in members.items() if contribution in expired):
+            raise AssemblyError(f"{ended[0]} expired while its composite was assembled; assemble again without it")
         if entry := self._home.ledger.find("composite", manifest.digest):
             return entry
         tuning = {} if manifest.tuning is None else {"tuning": manifest.tuning.model_dump(mode="json")}

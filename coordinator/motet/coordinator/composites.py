@@ -2,6 +2,7 @@
 
 made = make(federation, without=("news",), stock=True, drop_bias=True)
 made.summary.path, made.summary.stock_path, made.summary.digest
+made.expired                # who is in no new composite any more: name -> when its terms ended
 made.bias.cost              # what dropping the router's bias costs on public text, in bits per byte
 make(federation, tune=200).tuned.bits_per_byte["public"].after
 """
@@ -33,17 +34,21 @@ class Plan:
     free_bytes: int
     needed_bytes: int
     """About what the native form takes; twice if it is tuned, since the untuned one stays."""
+    expired: dict[str, str]
+    """Name -> when its terms ended, of whom is left out for that."""
     tuning: TuningPlan | None = None
     """What the router would be tuned on; None if it is not tuned."""
 
     def as_json(self) -> dict[str, object]:
         """The plan as a JSON object; `tuning` is there if the router would be tuned."""
         tuning = {} if self.tuning is None else {"tuning": self.tuning.as_json()}
-        return {"members": self.members, "needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes} | tuning
+        whole = {"members": self.members, "expired": self.expired}
+        return {**whole, "needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes} | tuning
 
     def lines(self) -> list[str]:
         """The plan for people."""
         listed = [f"{number:3d}  {name}  {digest}" for number, (name, digest) in enumerate(self.members.items(), 1)]
+        listed += _left_out(self.expired)
         listed += [] if self.tuning is None else self.tuning.lines()
         return [*listed, f"about {self.needed_bytes:,} bytes, of {self.free_bytes:,} free; nothing was written"]
 
@@ -84,12 +89,14 @@ class Made:
     """What dropping the router's bias from the export costs; None if it was not dropped."""
     tuned: Tuned | None = None
     """How the router was tuned; None if it is the members' own rows."""
+    expired: dict[str, str]
+    """Name -> when its terms ended, of whom was left out for that."""
 
     def as_json(self) -> dict[str, object]:
         """The composite as a JSON object; `dropped_bias` and `tuning` are there if that was done."""
         dropped = {} if self.bias is None else {"dropped_bias": self.bias.as_json()}
         tuning = {} if self.tuned is None else {"tuning": self.tuned.as_json()}
-        return self.summary.model_dump(mode="json") | dropped | tuning
+        return self.summary.model_dump(mode="json") | {"expired": self.expired} | dropped | tuning
 
     def lines(self) -> list[str]:
         """The composite for people."""
@@ -99,7 +106,11 @@ class Made:
         stock += self.tuned.lines() if self.tuned else []
         members = ", ".join(summary.members) or "none: the anchor alone"
         head = [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}"]
-        return [*head, *(f"expert     {each}" for each in summary.experts), *stock]
+        return [*head, *(f"expert     {each}" for each in summary.experts), *_left_out(self.expired), *stock]
+
+
+def _left_out(expired: dict[str, str]) -> list[str]:
+    return [f"left out   {name}: its terms ended at {end}" for name, end in expired.items()]
 
 
 def plan(federation: Federation, without: Sequence[str], *, tune: int | None = None) -> Plan:
@@ -115,6 +126,7 @@ def plan(federation: Federation, without: Sequence[str], *, tune: int | None = N
         members={each.name: digest for digest, each in chosen.items()},
         free_bytes=shutil.disk_usage(federation.home.path).free,
         needed_bytes=native if tune is None else 2 * native,
+        expired=_expired(federation, without),
         tuning=None if tune is None else plan_tuning(federation, without, steps=tune),
     )
 
@@ -151,7 +163,13 @@ def make(
         composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
     exported = _export(federation, composite, drop_bias) if stock else None
     bias = _bias_cost(federation, composite, exported) if exported is not None and drop_bias else None
-    return Made(summary=summary_of(federation, composite.manifest, exported), bias=bias, tuned=tuned)
+    summary = summary_of(federation, composite.manifest, exported)
+    return Made(summary=summary, bias=bias, tuned=tuned, expired=_expired(federation, without))
+
+
+def _expired(federation: Federation, without: Sequence[str]) -> dict[str, str]:
+    found = {each.name: each.terms.expiry for each in federation.expired().values() if each.name not in without}
+    return {name: end for name, end in sorted(found.items()) if end is not None}
 
 
 def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:

@@ -148,7 +148,9 @@ class Run:
             self._look_around(job_id(request))
             self._tell(phase)
             if self.composite is not None and not self.peers:
-                raise FederationError("every member of the composite has withdrawn; start another run for the others")
+                raise FederationError(
+                    "every member of the composite has withdrawn or expired; start another run for the others"
+                )
             verdict = judge(self.peers.values(), elapsed=time.monotonic() - started, policy=policy)
             for peer in self.peers.values():
                 self._write_to(peer, request, policy)
@@ -195,6 +197,9 @@ class Run:
         self.record.keep_sent(peer.owner, receipt.contribution, len(inline.manifest) + len(inline.update))
         if receipt.status != "admitted":
             fault = f"refused ({receipt.reason}): {receipt.message}"
+            self.peers[peer.owner] = replace(peer, fault=fault)
+        elif peer.owner not in self.federation.admitted():
+            fault = "it was admitted, but its terms have ended; its owner changes [terms] in owner.toml and packs again"
             self.peers[peer.owner] = replace(peer, fault=fault)
         logger.info("%s sent %d bytes inline: %s", peer.name, len(inline.update), receipt.status)
 
@@ -269,10 +274,11 @@ class Run:
     def _require_enough(self, phase: str, verdict: Verdict, policy: Policy) -> None:
         for owner, reason in verdict.failed.items():
             logger.warning("%s: %s failed: %s", phase, self.peers[owner].name, reason)
-        if len(verdict.settled) < max(1, policy.min_owners):
+        wanted = max(1, policy.min_owners) if phase == "gather" else 1  # whose text was not scored is not in the report
+        if len(verdict.settled) < wanted:
             reasons = "; ".join(f"{self.peers[owner].name}: {reason}" for owner, reason in verdict.failed.items())
             raise FederationError(
-                f"saw {len(verdict.settled)} owners through, wanted {max(1, policy.min_owners)} ({reasons}); "
+                f"saw {len(verdict.settled)} owners through, wanted {wanted} ({reasons}); "
                 "when they have mended it, start another run: it continues"
             )
 

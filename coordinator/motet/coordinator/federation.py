@@ -10,6 +10,7 @@ Everything lies on disk under owner keys and digests, so that whoever opens the 
 calls that compute import torch when they are made.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,12 @@ class Filed:
 class Federation:
     """An open federation; a context manager."""
 
-    def __init__(self, home: CoordinatorHome) -> None:
+    def __init__(self, home: CoordinatorHome, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells seconds since the epoch, by which the terms of experts end."""
         self.home = home
         self.charter = home.charter
         self.intake = Intake(home)
-        self._composites = CompositeStore(home)
+        self._composites = CompositeStore(home, clock=clock)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -76,7 +78,11 @@ class Federation:
 
     def admitted(self) -> dict[str, Contribution]:
         """Contribution digest -> contribution of what the next composite holds, sorted by digest."""
-        return self._standing.active
+        return self._composites.chosen()
+
+    def expired(self) -> dict[str, Contribution]:
+        """Contribution digest -> contribution of what it does not hold because its terms have ended."""
+        return self._composites.expired()
 
     def admit_inline(self, signed: bytes, update: bytes) -> Signed:
         """Admit an update that rode in a Flower reply, by the rules of every other.
@@ -126,7 +132,7 @@ class Federation:
         tuned: "TunedRouter | None" = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Composite":
-        """The composite of all active members but those named; the same members give the same folder again.
+        """The composite of all active members but those named and expired; the same give the same folder again.
 
         Args:
             without: owners' names.

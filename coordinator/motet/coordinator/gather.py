@@ -148,7 +148,7 @@ def why_failed(peer: Peer) -> str | None:
     if peer.state.state == "failed":
         return peer.state.detail or "the job failed without a reason"
     if peer.state.state == "done" and not rides_inline(peer.state):
-        return "the job is done, yet nothing of it was admitted: refused, withdrawn, or kept as a file"
+        return "the job is done, yet nothing of it was admitted: refused, withdrawn, expired, or kept as a file"
     return None
 
 

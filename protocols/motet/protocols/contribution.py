@@ -85,6 +85,10 @@ class Terms(Strict):
         """`expiry` in seconds since the epoch."""
         return None if self.expiry is None else datetime.fromisoformat(self.expiry).timestamp()
 
+    def ended(self, now: float) -> bool:
+        """Whether nobody may use the expert any more at `now`, seconds since the epoch."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 def _moment(value: object) -> str:
     """A time or date, as TOML or text has them, in its one form; one without an offset is UTC's."""

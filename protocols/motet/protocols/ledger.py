@@ -5,7 +5,8 @@ Pure functions of the entries; where they are kept is the coordinator's business
     entry = following(last, kind="admitted", subject=digest, body={...}, at=now)
     standing = fold(entries)                 # LedgerError unless the chain holds
     standing = fold(newer, standing)         # and on from there
-    standing.active                          # what the next composite is made of
+    standing.active                          # what the next composite is made of,
+    standing.expired(time.time())            # but for what has expired
 """
 
 from collections.abc import Iterable
@@ -74,7 +75,7 @@ class Standing:
 
     @property
     def active(self) -> dict[str, Contribution]:
-        """Contribution digest -> contribution of what the next composite holds.
+        """Contribution digest -> contribution of what the next composite holds, unless it is expired by then.
 
         The newest version of every owner, unless that one is withdrawn: a withdrawal does not bring back
         the version before it.
@@ -85,6 +86,13 @@ class Standing:
             if before is None or self.admitted[before].version < contribution.version:
                 newest[contribution.owner] = digest
         return {digest: self.admitted[digest] for digest in sorted(newest.values()) if digest not in self.withdrawn}
+
+    def expired(self, now: float) -> dict[str, Contribution]:
+        """What of `active` has terms that have ended at `now`, seconds since the epoch: no new composite holds it.
+
+        Here too the version before does not come back.
+        """
+        return {digest: each for digest, each in self.active.items() if each.terms.ended(now)}
 
 
 def following(last: LedgerEntry | None, *, kind: EntryKind, subject: str, body: dict[str, Any], at: str) -> LedgerEntry:
