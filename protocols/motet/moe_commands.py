@@ -1,5 +1,6 @@
 """The sub-command `motet harness`. It lies outside its room because importing anything of `motet.moe` loads torch."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ def harness(
     experts: Annotated[Names, typer.Option(help="An expert that takes part; again for more; all if not given.")] = None,
     without: Annotated[Names, typer.Option(help="An expert that does not; again for more.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task at most; all if not given.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts by the anchor's chat template, as to an instruct model.")
+    ] = False,
+    anchor_too: Annotated[
+        bool, typer.Option("--anchor-too", help="Score the anchor alone as well, to see what the experts change.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Keep the results here too, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -46,15 +53,27 @@ def harness(
     os.environ.update(dict.fromkeys(settings, "1"))  # read when these libraries are imported
     import lm_eval  # type: ignore[import-untyped]  # noqa: F401 - first, so that its extra is named if it is missing
 
+    from motet.moe.config import ANCHOR
     from motet.moe.harness import run_harness
     from motet.protocols.canonical import write_atomically
 
     report = run_harness(
-        composite, tasks, task_files=include_path, experts=experts or (), excluded=without or (), limit=limit
+        composite,
+        tasks,
+        task_files=include_path,
+        experts=experts or (),
+        excluded=without or (),
+        limit=limit,
+        chat=chat,
     )
+    value, lines = report.model_dump(mode="json"), list(_lines(report))
+    if anchor_too:
+        alone = run_harness(composite, tasks, task_files=include_path, experts=(ANCHOR,), limit=limit, chat=chat)
+        value["anchor"] = alone.model_dump(mode="json")["tasks"]
+        lines += ["", *_lines(alone)]
     if out is not None:
-        write_atomically(out, report.model_dump_json(indent=2).encode() + b"\n")
-    show(report.model_dump(mode="json"), as_json=as_json, lines=_lines(report))
+        write_atomically(out, json.dumps(value, indent=2).encode() + b"\n")
+    show(value, as_json=as_json, lines=lines)
 
 
 def _lines(report: "HarnessReport") -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +25,12 @@ from motet.protocols.composite_manifest import (
     CompositeManifest,
     CompositeMember,
     RoutingPolicy,
+    read_composite_manifest,
 )
 from motet.protocols.errors import AssemblyError, ConfigurationError, DataError, ExpertSetError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "harness"
+INSTRUCTIONS = EXAMPLES.parent / "instructions"
 TEXTS = ["a fever and chills", "the theorem", "an übung, with umlauts", "rain over the town and the hills"]
 CHOICES = [" one", " two", " three", " four words more"]
 
@@ -197,6 +201,42 @@ def test_what_is_missing_is_named(composite: Path, task_files: Path, tmp_path: P
         MotetLM(str(tmp_path))
 
 
+@pytest.fixture
+def instruct(composite: Path, tmp_path: Path) -> Path:
+    """The same with a chat template."""
+    folder = Path(shutil.copytree(composite, tmp_path / "instruct"))
+    path = folder / "chat_template.jinja"
+    path.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    manifest = read_composite_manifest(folder)
+    file = CompositeFile(name=path.name, size=path.stat().st_size, sha256=file_digest(path))
+    files = tuple(sorted((*manifest.files, file), key=lambda each: each.name))
+    (folder / MANIFEST_FILE).write_bytes(manifest.model_copy(update={"files": files}).canonical())
+    return folder
+
+
+def test_instructions_are_put_as_the_chat_template_has_them(
+    composite: Path, instruct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode = MotetLM.tok_batch_encode
+
+    def listen(self: MotetLM, strings: list[str], **settings: Any) -> Any:
+        asked.extend(strings)
+        return encode(self, strings, **settings)
+
+    monkeypatch.setattr(MotetLM, "tok_batch_encode", listen)
+    report = run_harness(instruct, ["instructions"], task_files=INSTRUCTIONS, limit=2, chat=True)
+    prompts = [json.loads(line)["prompt"] for line in (INSTRUCTIONS / "prompts.jsonl").read_text().splitlines()]
+    assert sorted(asked) == sorted(f"<user>{prompt}\n<assistant>" for prompt in prompts[:2])
+    found = report.tasks["instructions"]
+    assert (found.documents, found.metrics["follows"]) == (2, found.metrics["words"])
+    with pytest.raises(ConfigurationError, match="no chat template"):
+        run_harness(composite, ["instructions"], task_files=INSTRUCTIONS, limit=1, chat=True)
+
+
 def test_a_folder_without_task_files_says_so(composite: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("task: [")
     with pytest.raises(ConfigurationError, match="none that parses"):
@@ -219,5 +259,9 @@ def test_the_command_prints_and_keeps_the_results(
     assert set(printed["tasks"]) == {"quickstart_choice", *(f"quickstart_choice_{domain}" for domain in domains)}
     accuracies = [printed["tasks"][f"quickstart_choice_{domain}"]["metrics"]["acc"] for domain in domains]
     assert math.isclose(printed["tasks"]["quickstart_choice"]["metrics"]["acc"], sum(accuracies) / 3)
+    assert cli.run([*line, "--anchor-too", "--json"]) == 0
+    both = json.loads(capfd.readouterr().out)
+    assert both["experts"] == ["anchor", "math", "news", "law"]
+    assert both["anchor"].keys() == both["tasks"].keys()
     assert cli.run([*line, "--experts", "physics"]) == ExpertSetError.exit_code
     assert "unknown experts physics" in capfd.readouterr().err

@@ -129,6 +129,7 @@ def run_harness(
     experts: Sequence[str] = (),
     excluded: Sequence[str] = (),
     limit: int | None = None,
+    chat: bool = False,
 ) -> HarnessReport:
     """Score a composite on tasks of the harness, without the network.
 
@@ -140,11 +141,12 @@ def run_harness(
         experts: who takes part beside the anchor; empty: all.
         excluded: who does not, whatever `experts` says.
         limit: documents of each task at most; None: all.
+        chat: whether prompts are rendered by the anchor's chat template, as questions to an instruct model.
 
     Raises:
         AssemblyError: the composite is not what its manifest says.
         ExpertSetError: it has no such expert.
-        ConfigurationError: there is no such task, or no such folder.
+        ConfigurationError: there is no such task, or no such folder, or no chat template.
         DataError: a task's data cannot be read from this machine.
     """
     manifest, composite = verify_composite(composite), composite.resolve()
@@ -154,13 +156,17 @@ def run_harness(
     with _offline(), chdir(task_files or os.curdir):
         manager = TaskManager(include_path=task_files and ".", include_defaults=task_files is None)
         chosen = _loaded(manager, tasks)
+        model = MotetLM(str(composite), experts=allowed)
+        if chat:
+            _require_template(model, composite)
         found = simple_evaluate(
-            MotetLM(str(composite), experts=allowed),
+            model,
             tasks=chosen,
             task_manager=manager,
             limit=limit,
             bootstrap_iters=RESAMPLES,
             log_samples=False,
+            apply_chat_template=chat,
         )
     return HarnessReport(
         composite=manifest.digest, experts=allowed, tasks=_results(found), limit=limit, harness=version("lm_eval")
@@ -181,6 +187,13 @@ def experts_allowed(
             blocks.enter_context(without(*excluded))
         mask = expert_mask_of(known, 1)  # (1, experts)
     return tuple(known) if mask is None else tuple(compress(known, mask[0].tolist()))
+
+
+def _require_template(model: MotetLM, composite: Path) -> None:
+    if not getattr(model.tokenizer, "chat_template", None):
+        raise ConfigurationError(
+            f"saw no chat template in {composite}, wanted a composite of an instruct anchor; score without --chat"
+        )
 
 
 def _known(manifest: CompositeManifest) -> tuple[str, ...]:
