@@ -1,6 +1,7 @@
 """Consent and the third way of travel, in one run over real Flower: nothing leaves before its owner agrees.
 
 Medicine's update is small enough for Flower's own reply and leaves when it is ready; mathematics wants to be asked.
+Medicine's site reaches Flower's port alone: what its worker sends to the data plane goes to a port that nobody is at.
 """
 
 import json
@@ -14,6 +15,8 @@ import tomli_w
 
 from motet.client.spool import Spool
 from motet.protocols.control import JobState
+from motet.protocols.flower_home import free_port
+from tests.e2e.conftest import line_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +44,12 @@ def payload(path: Path) -> dict:
     return json.loads(json.loads(path.read_bytes())["payload"])
 
 
-def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, start) -> None:
+def shut_in() -> dict[str, str]:
+    """The environment of a process whose gRPC calls all end at a port that nobody is at."""
+    return {"grpc_proxy": f"http://127.0.0.1:{free_port()}", "no_grpc_proxy": "nowhere.invalid"}
+
+
+def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, start, troupe) -> None:
     stage = on_stage(trained)
     inline, asked = stage.owner("medicine"), stage.owner("mathematics")
     let(inline, transport="flower", consent="automatic")
@@ -50,8 +58,9 @@ def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, st
     start("superlink", "coordinate", "superlink", "--dir", stage.coordinator)
     for home in (inline, asked):
         start(f"supernode-{home.name}", "work", "supernode", "--dir", home)
-        start(f"worker-{home.name}", "work", "worker", "--dir", home)
-    options = ("--min-owners", 2, "--poll-seconds", 0.5)
+    start("worker-mathematics", "work", "worker", "--dir", asked)
+    troupe.start("worker-medicine", line_of("work", "worker", "--dir", inline), environment=shut_in(), may_end=True)
+    options = ("--poll-seconds", 0.5, "--evaluate-seconds", 1)  # all contribute; who can evaluates
     run = start("run", "coordinate", "run", "--dir", stage.coordinator, *options)
 
     await_that(lambda: (job := job_of(asked)) is not None and job.state == "waiting", "mathematics waits for consent")
@@ -71,8 +80,11 @@ def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, st
     assert run.wait(90) == 0, (stage.root.parent / "logs" / "run.log").read_text()
     assert sorted(s for kind, s in stage.ledger() if kind == "admitted") == sorted(digests.values())
 
+    logs = stage.root.parent / "logs"
+    await_that(lambda: "trying again" in (logs / "worker-medicine.log").read_text(), "medicine is shut in")
+    assert not (inline / "composites").exists() or not list((inline / "composites").glob("*/composite.json"))
     report = stage.here("report", "--dir", stage.coordinator, "--json").json
-    assert sorted(report["domains"]) == ["mathematics", "medicine", "public"]
+    assert sorted(report["domains"]) == ["mathematics", "public"]
     for name, wire in report["wire"].items():
         size = (stage.outbox(name) / "update.motetup").stat().st_size
         assert wire["update_bytes"] == size <= wire["sent_bytes"] < 1.05 * size
