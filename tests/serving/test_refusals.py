@@ -169,14 +169,25 @@ def test_keys_decide_who_may_use_which_experts(composite: Composite) -> None:
 
 
 def test_nothing_is_given_away_unrecorded(composite: Composite) -> None:
+    closed = False
+
     def full(record) -> None:
         raise StorageError("no space left on device")
 
-    with running(composite, hooks=lambda records: Hooks(meter=full)) as server:
+    def ready() -> None:
+        if closed:
+            full(None)
+
+    with running(composite, hooks=lambda records: Hooks(meter=full, ready=ready)) as server:
         with pytest.raises(openai.InternalServerError, match="cannot record"):
             server.client().completions.create(**SOUND)
-        stream = server.client().completions.create(stream=True, **SOUND)
+        stream = server.client().completions.create(stream=True, **SOUND)  # had begun when it could be
         told = []
         with pytest.raises(openai.APIError, match="cannot record"):
             told.extend(chunk.choices[0].finish_reason for chunk in stream)
+        closed = True
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="cannot record") as caught:
+                server.client().completions.create(stream=stream, **SOUND)
+            assert (caught.value.status_code, caught.value.code) == (503, "not_recorded")
     assert told == [None]

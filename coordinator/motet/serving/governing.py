@@ -19,13 +19,14 @@ from motet.protocols.contribution import Contribution
 from motet.protocols.errors import ConfigurationError
 from motet.serving.engine.loading import Composite
 from motet.serving.expert_sets import Roster
-from motet.serving.hooks import Hooks, Record
+from motet.serving.hooks import Hooks
 from motet.serving.policy.door import Doorkeeper
 from motet.serving.policy.keys import Keyring
 from motet.serving.policy.members import members_of, missing, read_contributions, terms_of
 from motet.serving.policy.rules import EVERYBODY, Policy, obstacle
 from motet.serving.policy.withdrawals import DenyList, LedgerSource, Source, Withdrawals
 from motet.serving.state import USAGE_FILE
+from motet.serving.usage.books import Books
 from motet.serving.usage.endpoint import usage_router
 from motet.serving.usage.statement import server_key
 from motet.serving.usage.store import Expert, UsageStore
@@ -69,11 +70,13 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         sources: list[Source] = [] if ledger is None else [ledger]
         if rules is not None and rules.deny_list is not None:
             sources.append(DenyList(_beside(policy, rules.deny_list), roster))
-        store, server = opened.enter_context(_books(state, roster, members)), server_key(state).public
+        store, server = opened.enter_context(_store(state, roster, members)), server_key(state).public
+        books = opened.enter_context(Books(store, (roster.anchor, *roster.contributions)))
         yield Governed(
             hooks=Hooks(
                 authorise=_door(roster, members, rules, policy),
-                meter=_meter(store, roster),
+                meter=books.keep,
+                ready=books.require_open,
                 withdrawn=_withdrawals(roster, members, sources),
             ),
             extend=lambda app: app.include_router(usage_router(app.state.service, store, server=server)),
@@ -111,7 +114,7 @@ def _withdrawals(roster: Roster, members: dict[str, Contribution], sources: Sequ
     return Withdrawals(roster.names, sources=sources, expiries=expiries)
 
 
-def _books(state: Path, roster: Roster, members: dict[str, Contribution]) -> UsageStore:
+def _store(state: Path, roster: Roster, members: dict[str, Contribution]) -> UsageStore:
     with storage_errors(state, new=True):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = UsageStore(state / USAGE_FILE)
@@ -124,11 +127,6 @@ def _books(state: Path, roster: Roster, members: dict[str, Contribution]) -> Usa
         store.close()
         raise
     return store
-
-
-def _meter(store: UsageStore, roster: Roster) -> Callable[[Record], None]:
-    ids = (roster.anchor, *roster.contributions)
-    return lambda record: store.keep(record, ids)
 
 
 def _notes(

@@ -1,10 +1,10 @@
 """Where others come in: who may use which experts, what is written down, and what has been withdrawn.
 
-Guarantees: `authorise` is asked before anything of a request is computed; `meter` has returned before an answer is
-finished, so that what it keeps on disk is exact to the last answered request; `withdrawn` is asked before every step
-of the model, for running and waiting sequences alike.
+Guarantees: `authorise` is asked before anything of a request is computed, and `ready` before anything is generated;
+`meter` has returned before an answer is finished, so that what it keeps on disk is exact to the last answered request;
+`withdrawn` is asked before every step of the model, for running and waiting sequences alike.
 
-    hooks = Hooks(authorise=keys.access, meter=usage.write, withdrawn=lambda names: names & watched.gone())
+    hooks = Hooks(authorise=door, meter=books.keep, ready=books.require_open, withdrawn=withdrawals)
     app = build_app(service, hooks)
 """
 
@@ -84,6 +84,10 @@ def nothing(record: Record) -> None:
     """Nothing is kept."""
 
 
+def always() -> None:
+    """Answers may begin at any time."""
+
+
 def nobody(names: frozenset[str]) -> frozenset[str]:
     """No expert has been withdrawn."""
     return frozenset()
@@ -91,14 +95,18 @@ def nobody(names: frozenset[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """Functions that decide and remember; each is called from a thread and may block for milliseconds.
+    """Functions that decide and remember.
 
-    authorise: what a request may do, from its headers. Raises `motet.serving.api.errors.Refusal` to refuse it.
-    meter: keeps a record; what it raises becomes an answer 503, so that nothing is given away unrecorded.
-    withdrawn: which of these experts are withdrawn or expired by now. Asked for every step: keep it to a look-up, and
-        let it not raise.
+    authorise: what a request may do, from its headers. Raises `motet.serving.api.errors.Refusal` to refuse it. Called
+        from a thread, and may block for milliseconds.
+    meter: keeps a record; what it raises becomes an answer 503, or a stream's last event. Called from a thread.
+    ready: raises StorageError while records cannot be kept, so that streams are not given away. Called from the event
+        loop: keep it to a look at memory.
+    withdrawn: which of these experts are withdrawn or expired by now. Called from the event loop and for every step:
+        keep it to a look at memory, and let it not raise.
     """
 
     authorise: Callable[[HTTPConnection], Access] = everybody
     meter: Callable[[Record], None] = nothing
+    ready: Callable[[], None] = always
     withdrawn: Callable[[frozenset[str]], frozenset[str]] = nobody

@@ -54,7 +54,8 @@ class Answer:
     """The answers to one request: choice i is sample i % n of prompt i // n."""
 
     def __init__(self, service: Service, access: Access, *, endpoint: str, jobs: Sequence[Job]) -> None:
-        """Raises QueueFull or Closing; then nothing of it is under way."""
+        """Raises QueueFull, Closing, or what `Hooks.ready` does; then nothing of it is under way."""
+        service.hooks.ready()
         self.service, self.access, self.endpoint, self.jobs = service, access, endpoint, jobs
         self.id, self.created, self._since = f"motet-{uuid.uuid4().hex}", int(time.time()), time.monotonic()
         self.experts = jobs[0].experts

@@ -4,8 +4,9 @@ Gate mass is usage, not value: it says how much an expert took part, not what th
 price.
 
     with UsageStore(state / "usage.sqlite") as store:
-        Hooks(meter=Meter(store, roster, owners))
+        Hooks(meter=books.keep, ready=books.require_open)                         # books = Books(store, ids)
         statement_of(store, key, owner="ed25519:...", since=None, until=None)     # signed
 
-`store` keeps and adds up, `statement` is the signed document, `endpoint` is /v1/usage.
+`store` keeps and adds up, `books` lets no answer begin while that fails, `statement` is the signed document,
+`endpoint` is /v1/usage.
 """

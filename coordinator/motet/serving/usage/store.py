@@ -128,6 +128,11 @@ class UsageStore:
             mass = [(cursor.lastrowid, contribution, microtokens) for contribution, microtokens in used]
             database.executemany("INSERT INTO mass VALUES (?, ?, ?)", mass)
 
+    def holds(self, id: str) -> bool:
+        """Whether an answer is kept. Raises StorageError."""
+        with self._reading, self._errors():
+            return self._reader.execute("SELECT 1 FROM answers WHERE id = ?", (id,)).fetchone() is not None
+
     def now(self) -> int:
         """The time in milliseconds: what is kept from here on is not before it, and what was kept is before it."""
         with self._writing() as database:
