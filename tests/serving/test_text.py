@@ -60,3 +60,20 @@ def test_a_stop_text_over_several_tokens(stop: tuple[str, ...]) -> None:
     pieces, stopped = told("the END of it", stop)
     assert stopped
     assert "".join(pieces) == "the "
+
+
+@pytest.mark.parametrize("stop", [("END",), ("END\N{REPLACEMENT CHARACTER}",)])
+def test_a_stop_text_in_what_was_held_back_is_not_told(stop: tuple[str, ...]) -> None:
+    """The last token reads the end of a stop text and half a character, so that both come up when nothing follows."""
+    stream = TextStream(DoubleTokens(), [], stop=stop)
+    assert stream.push(ord("x")) == "x"
+    assert stream.push(1000) == ""
+    assert stream.rest() == ""
+    assert stream.stopped
+
+
+class DoubleTokens:
+    """A tokenizer with a token that is a word and half a character, as byte-level ones have."""
+
+    def decode(self, tokens: list[int], **_: bool) -> str:
+        return b"".join(b"END\xe2" if token == 1000 else bytes([token]) for token in tokens).decode(errors="replace")

@@ -1,15 +1,17 @@
 """Who is in the batch, and what the next pass computes: continuous batching (Yu et al., Orca, 2022, section 4.1).
 
-Every pass takes one token of each sequence that generates, and a stretch of the prompts of those that have begun, so
-that nobody waits for another's prompt or end. Guarantees: sequences with different expert sets share passes and
-nothing else; jobs begin in the order in which they came; a sequence with a withdrawn expert, or whose client has gone,
-gets no further pass.
+Every pass takes one token of each sequence that generates, and `chunk` tokens of prompts: of the shortest rest first,
+but a quarter of them is for the prompt that has been here longest, so that a short prompt does not wait for a long one
+to be read, nor a long one for ever. Guarantees: sequences with different expert sets share passes and nothing else;
+jobs begin in the order in which they came; a sequence with a withdrawn expert, or whose client has gone, gets no further
+pass; what goes wrong with one sequence ends that one, and a pass that fails those that are in it.
 
     batch = Batch(network, tokenizer, max_batch=16)
     if batch.has_place(ticket.job): batch.begin(ticket)
     batch.step()                                                   # one pass; tickets are told
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +24,7 @@ from motet.serving.engine.sequence import Running, Ticket
 CHUNK = 128
 """Tokens of prompts in one pass at most, so that those who generate do not wait long for their next token."""
 
+_LOG = logging.getLogger(__name__)
 Withdrawn = Callable[[frozenset[str]], frozenset[str]]
 
 
@@ -57,11 +60,17 @@ class Batch:
         return job.samples <= self.places
 
     def begin(self, ticket: Ticket) -> None:
-        """Takes a job in."""
-        digest = ticket.job.experts.digest
-        self._names[digest] = frozenset(ticket.job.experts.names)
-        state = self.prefixes.find(digest, ticket.job.prompt) or self._network.new_state(digest)
-        self.running.append(Running(ticket, sample=0, state=state, tokenizer=self._tokenizer, ends=self._ends))
+        """Takes a job in; one that cannot begin, for want of memory, say, is told that it has failed."""
+        job, digest = ticket.job, ticket.job.experts.digest
+        try:
+            state = self.prefixes.find(digest, job.prompt, salt=job.salt) or self._network.new_state(digest)
+            begun = Running(ticket, sample=0, state=state, tokenizer=self._tokenizer, ends=self._ends)
+        except Exception:
+            _LOG.exception("a request cannot begin; the others go on")
+            tell_unbegun(ticket, "error")
+            return
+        self._names[digest] = frozenset(job.experts.names)
+        self.running.append(begun)
 
     def step(self) -> None:
         """One pass; does nothing when nobody is left."""
@@ -74,20 +83,25 @@ class Batch:
             Row(state=each.state, tokens=each.pending[:count], mask=each.ticket.job.experts.mask)
             for each, count in planned
         ]
-        outcome = self._network.run(rows)
-        for (each, _), logits, shares in zip(planned, outcome.logits, outcome.shares, strict=True):
-            if not each.pending:
-                for one in self._samples(each):
-                    one.take(logits, shares)
+        try:
+            outcome = self._network.run(rows)
+        except Exception:  # out of memory, say
+            _LOG.exception(
+                "a pass of the model failed, and with it %d of %d sequences", len(planned), len(self.running)
+            )
+            for each, _ in planned:
+                self._end(each, "error")
+        else:
+            for (each, _), logits, shares in zip(planned, outcome.logits, outcome.shares, strict=True):
+                if not each.pending:
+                    for one in self._samples(each):
+                        one.take(logits, shares)
         self._leave()
 
     def end_all(self, reason: FinishReason) -> None:
         """Ends every sequence."""
         for each in self.running:
-            if not each.generated:
-                tell_unbegun(each.ticket, reason)
-            else:
-                each.end(reason)
+            self._end(each, reason)
         self.running.clear()
 
     def end_cancelled(self) -> None:
@@ -102,21 +116,32 @@ class Batch:
 
     def _planned(self) -> list[tuple[Running, int]]:
         """Who takes part in the next pass, with how many tokens."""
-        planned, left = [], self.chunk
-        for each in self.running:
-            pending = len(each.pending)
-            if each.generated:
-                planned.append((each, pending))
-            elif left:
-                planned.append((each, min(pending, left)))
-                left -= planned[-1][1]
-        return planned
+        stretches = self._stretches([each for each in self.running if not each.generated])
+        counts = ((each, len(each.pending) if each.generated else stretches[each]) for each in self.running)
+        return [(each, count) for each, count in counts if count]
+
+    def _stretches(self, reading: list[Running]) -> dict[Running, int]:
+        """How many tokens of each prompt the next pass reads."""
+        given, left = dict.fromkeys(reading, 0), self.chunk
+        for each, most in [
+            *((each, max(1, self.chunk // 4)) for each in reading[:1]),
+            *((each, self.chunk) for each in sorted(reading, key=lambda each: len(each.pending))),
+        ]:
+            more = min(len(each.pending) - given[each], most, left)
+            given[each] += more
+            left -= more
+        return given
 
     def _samples(self, first: Running) -> list[Running]:
         """A sequence, and when its prompt has just been read the other samples of its job."""
         if first.generated:
             return [first]
-        others = [first.sibling(sample) for sample in range(1, first.ticket.job.samples)]
+        try:
+            others = [first.sibling(sample) for sample in range(1, first.ticket.job.samples)]
+        except Exception:  # each has a state of its own, which needs memory
+            _LOG.exception("the other samples of a request cannot begin; other requests go on")
+            self._end(first, "error")
+            return []
         self.running += others
         return [first, *others]
 
@@ -145,7 +170,7 @@ class Batch:
         for each in self.running:
             if each.finish in ("stop", "length") and not each.sample:
                 self.seconds += (time.monotonic() - each.ticket.since - self.seconds) / 16
-                self.prefixes.keep(each.tokens, each.state)
+                self.prefixes.keep(each.tokens, each.state, salt=each.ticket.job.salt)
         self.running = [each for each in self.running if each.finish is None]
         kept = self.prefixes.sets | {each.ticket.job.experts.digest for each in self.running}
         self._names = {digest: members for digest, members in self._names.items() if digest in kept}

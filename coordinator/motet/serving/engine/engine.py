@@ -1,8 +1,8 @@
 """The engine's thread: takes jobs in from any thread, and steps the batch while there is one.
 
 Guarantees: no more than `queue` jobs wait, one more is refused with the time after which to try again; a job that was
-taken is told of until each of its samples has finished, or its ticket is cancelled; an error in a pass ends the
-sequences of that pass with "error" and nothing else.
+taken is told of until each of its samples has finished, or its ticket is cancelled, also if the thread comes to an end
+that nobody foresaw; an error in a pass ends the sequences of that pass with "error" and nothing else.
 
     with Engine(composite, max_batch=16, queue=64) as engine:
         ticket = engine.submit(job, deliver)              # deliver(Step), from the engine's thread: do not block in it
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from motet.serving.engine.batch import Batch, Withdrawn, tell_unbegun
-from motet.serving.engine.job import Closing, Job, QueueFull
+from motet.serving.engine.job import Closing, FinishReason, Job, QueueFull
 from motet.serving.engine.loading import Composite
 from motet.serving.engine.network import Network
 from motet.serving.engine.prefixes import Prefixes
@@ -64,7 +64,7 @@ class Engine:
         )
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
-        self._closing = self._ended = False
+        self._closing = self._ended = self._failed = False
         self._passes = 0
         self._thread = threading.Thread(target=self._run, name="motet-engine", daemon=True)
 
@@ -81,6 +81,8 @@ class Engine:
         """Takes a job in. Raises QueueFull, and Closing when the engine is being stopped."""
         ticket = Ticket(job, deliver)
         with self._changed:
+            if self._failed:
+                raise Closing("the model's thread has ended, the server's log says why; start the server again")
             if self._closing or not self._thread.is_alive():
                 raise Closing("the server is being stopped, so it takes no more requests; try another one, or later")
             if len(self._waiting) >= self.queue:
@@ -98,7 +100,7 @@ class Engine:
     @property
     def taking(self) -> bool:
         """Whether it takes jobs in."""
-        return not self._closing and self._thread.is_alive()
+        return not self._closing and not self._failed and self._thread.is_alive()
 
     def load(self) -> Load:
         """How busy it is."""
@@ -133,17 +135,32 @@ class Engine:
         )
 
     def _run(self) -> None:
-        while self._ready():
-            try:
-                self._batch.step()
-            except Exception:  # out of memory, say: those of this pass have failed, others come
-                _LOG.exception("a pass of the model failed")
-                self._batch.end_all("error")
+        try:
+            while not self._ended:
+                try:
+                    self._go_on()
+                except Exception:  # what is not a sequence's own trouble: nobody can be answered now, others come
+                    _LOG.exception("the engine failed; everybody who is there is told so")
+                    self._end_everybody("error")
+        except BaseException:
+            _LOG.critical("the engine's thread has ended; the server takes no more requests", exc_info=True)
+        finally:
+            with self._changed:
+                self._failed = not self._ended
+            self._end_everybody("error" if self._failed else "cancelled")
+
+    def _go_on(self) -> None:
+        if self._ready():
+            self._batch.step()
             self._passes += 1
-        for ticket in self._waiting:
-            tell_unbegun(ticket, "cancelled")
-        self._waiting.clear()
-        self._batch.end_all("cancelled")
+
+    def _end_everybody(self, reason: FinishReason) -> None:
+        with self._changed:
+            for ticket in self._waiting:
+                tell_unbegun(ticket, reason)
+            self._waiting.clear()
+            self._batch.end_all(reason)
+            self._changed.notify_all()  # whoever drains
 
     def _ready(self) -> bool:
         """Waits for something to do, and takes in whom there is a place for; False at the end."""

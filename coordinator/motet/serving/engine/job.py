@@ -50,12 +50,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A prompt, token ids, of which `samples` continuations are wanted, under one expert set."""
+    """A prompt, token ids, of which `samples` continuations are wanted, under one expert set.
+
+    salt: beginnings that were computed before are used again only between jobs with the same salt; a tenant's name.
+    """
 
     prompt: tuple[int, ...]
     experts: ExpertSet
     sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
+    salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,8 @@ class Sampler:
         """A token id, from logits (vocabulary,)."""
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.double().cpu() / self.sampling.temperature
-        probabilities = torch.softmax(scaled, dim=-1)
+        behind = logits.double().cpu() - float(logits.max())  # the likeliest stays 0, however low the temperature
+        probabilities = torch.softmax(behind / self.sampling.temperature, dim=-1)
         if self.sampling.top_p < 1:
             probabilities = nucleus(probabilities, self.sampling.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))

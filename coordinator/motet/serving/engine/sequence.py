@@ -5,6 +5,7 @@ sequence.pending                                  # tokens that the model has no
 sequence.take(logits, shares)                     # draws the next token and tells of it
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from motet.serving.engine.state import State
 from motet.serving.engine.text import TextStream
 
 Deliver = Callable[[Step], None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,10 +73,29 @@ class Running:
         )
 
     def take(self, logits: Tensor, shares: Tensor) -> None:
-        """Draws the next token from logits (vocabulary,), made with gate `shares` (experts,), and tells of it."""
-        if not bool(logits.isfinite().all()):
+        """Draws the next token from logits (vocabulary,), made with gate `shares` (experts,), and tells of it.
+
+        Where that cannot be done, for values that are not finite, say, the sequence ends with "error".
+        """
+        try:
+            self._take(logits, shares)
+        except Exception:
+            _LOG.exception("a sequence failed; the others go on")
             self.end("error")
-            return
+
+    def end(self, reason: FinishReason) -> None:
+        """Ends it before its time; what was held back of the text is told, if it can be read."""
+        self.finish = reason
+        try:
+            text = self._text.rest()
+        except Exception:
+            _LOG.exception("the end of an answer cannot be read")
+            text = ""
+        self._tell(None, text)
+
+    def _take(self, logits: Tensor, shares: Tensor) -> None:
+        if not bool(logits.isfinite().all()):
+            raise ArithmeticError("saw logits that are not finite, wanted numbers; an expert or the anchor is broken")
         drawn = self._sampler.draw(logits)
         token = self._token(drawn, logits, shares)
         self.tokens.append(drawn)
@@ -86,12 +107,8 @@ class Running:
             self.finish = "length"
         if self.finish:
             text += self._text.rest()
+            self.finish = "stop" if self._text.stopped else self.finish
         self._tell(token, text)
-
-    def end(self, reason: FinishReason) -> None:
-        """Ends it before its time; what was held back of the text is told."""
-        self.finish = reason
-        self._tell(None, self._text.rest())
 
     def _tell(self, token: Token | None, text: str) -> None:
         self.ticket.tell(Step(sample=self.sample, token=token, text=text, finish=self.finish, cached=self.cached))

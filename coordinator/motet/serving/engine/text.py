@@ -33,12 +33,12 @@ class TextStream:
         return self._release()
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer; nothing after a stop text."""
+        """What was held back, at the end of the answer, up to a stop text in it; nothing after one."""
         if self.stopped:
             return ""
-        unread, held = self._more(whole=False), self._held
-        self._held = ""
-        return held + unread
+        self._held += self._more(whole=False)
+        said, self._held = self._release() + self._held, ""
+        return said
 
     def _more(self, *, whole: bool = True) -> str:
         """Text of the tokens that are not yet read; empty while it ends within a character, if it must be `whole`."""
