@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -54,9 +54,14 @@ class Answer:
     """The answers to one request: choice i is sample i % n of prompt i // n."""
 
     def __init__(self, service: Service, access: Access, *, endpoint: str, jobs: Sequence[Job]) -> None:
-        """Raises QueueFull, Closing, or what `Hooks.ready` does; then nothing of it is under way."""
+        """Raises QueueFull, Closing, Refusal for more jobs than may ever wait, or what `Hooks.ready` does.
+
+        Then nothing of it is under way.
+        """
+        _require_room(len(jobs), service.engine.queue)
         service.hooks.ready()
-        self.service, self.access, self.endpoint, self.jobs = service, access, endpoint, jobs
+        self.service, self.access, self.endpoint = service, access, endpoint
+        self.jobs = [replace(job, salt=access.tenant) for job in jobs]  # what is known tells other tenants nothing
         self.id, self.created, self._since = f"motet-{uuid.uuid4().hex}", int(time.time()), time.monotonic()
         self.experts = jobs[0].experts
         self.choices = [Choice() for job in jobs for _ in range(job.samples)]
@@ -64,7 +69,7 @@ class Answer:
         self._kept = False
         self._tickets: list[Ticket] = []
         try:
-            for number, job in enumerate(jobs):
+            for number, job in enumerate(self.jobs):
                 self._submit(job, number * job.samples)
         except Exception:
             self._cancel()
@@ -82,7 +87,7 @@ class Answer:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of prompts that were known from earlier requests with the same expert set."""
+        """Tokens of prompts that were known from the tenant's earlier requests with the same expert set."""
         return sum(choice.cached for choice in self.choices[:: self.jobs[0].samples])
 
     def usage(self) -> dict[str, object]:
@@ -163,4 +168,14 @@ class Answer:
             used=self.experts.names,
             prompt_tokens=self.prompt_tokens,
             choices=tuple(choice.generated() for choice in self.choices),
+        )
+
+
+def _require_room(prompts: int, queue: int) -> None:
+    """All of a request's prompts wait at first, so that more than the queue holds are refused for ever."""
+    if prompts > queue:
+        raise Refusal(
+            f"saw {prompts} prompts, wanted {queue} at most, as many as may wait here (`motet serve --queue`); "
+            "send them in several requests",
+            param="prompt",
         )

@@ -3,8 +3,8 @@
 Every pass takes one token of each sequence that generates, and `chunk` tokens of prompts: of the shortest rest first,
 but a quarter of them is for the prompt that has been here longest, so that a short prompt does not wait for a long one
 to be read, nor a long one for ever. Guarantees: sequences with different expert sets share passes and nothing else;
-jobs begin in the order in which they came; a sequence with a withdrawn expert, or whose client has gone, gets no further
-pass; what goes wrong with one sequence ends that one, and a pass that fails those that are in it.
+jobs begin in the order in which they came; a sequence with a withdrawn expert, or whose client has gone, gets no
+further pass; what goes wrong with one sequence ends that one, and a pass that fails those that are in it.
 
     batch = Batch(network, tokenizer, max_batch=16)
     if batch.has_place(ticket.job): batch.begin(ticket)
