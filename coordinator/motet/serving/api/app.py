@@ -68,11 +68,9 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         limit = body.max_tokens or COMPLETION_TOKENS
         jobs = [service.job(body, ids, chosen, limit=limit, logprobs=body.logprobs) for ids in prompts]
         answer = Answer(service, access, endpoint="/v1/completions", jobs=jobs)
-        form = CompletionForm(
-            answer, model=body.model, logprobs=body.logprobs is not None, attribution=body.attribution
-        )
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await sent(request, form, stream=bool(body.stream), usage=usage)
+        told = bool(body.attribution)
+        form = CompletionForm(answer, model=body.model, logprobs=body.logprobs is not None, attribution=told)
+        return await sent(request, form, stream=bool(body.stream), usage=body.counts)
 
     @app.post("/v1/chat/completions", tags=["generation"], response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -83,9 +81,9 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         job = service.job(body, ids, chosen, limit=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         answer = Answer(service, access, endpoint="/v1/chat/completions", jobs=[job])
-        form = ChatForm(answer, model=body.model, logprobs=bool(body.logprobs), attribution=body.attribution)
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return await sent(request, form, stream=bool(body.stream), usage=usage)
+        told = bool(body.attribution)
+        form = ChatForm(answer, model=body.model, logprobs=bool(body.logprobs), attribution=told)
+        return await sent(request, form, stream=bool(body.stream), usage=body.counts)
 
 
 def _add_listings(app: FastAPI, service: Service) -> None:

@@ -18,6 +18,7 @@ from motet.serving.engine.job import Closing, QueueFull
 
 _LOG = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_PYDANTICS = "Value error, "
 _LISTED = 5
 """Faults of one body that are named at most."""
 
@@ -47,11 +48,17 @@ class Refusal(Exception):  # noqa: N818 - reads as what happened
     def as_json(self) -> dict[str, Any]:
         """The body of the answer."""
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(str(self)), "type": kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """The answer."""
         return JSONResponse(self.as_json(), status_code=self.status, headers=self.headers)
+
+
+def _encodable(text: str) -> str:
+    """What a client wrote may hold half a surrogate pair, which is told as it would be escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -109,5 +116,5 @@ def _malformed(faults: Sequence[Mapping[str, Any]]) -> Refusal:
         where = faults[0].get("ctx", {}).get("error", "")
         return Refusal(f"saw a body that is no JSON ({where}), wanted a JSON object; correct it", code="invalid_json")
     named = [(".".join(str(part) for part in fault["loc"] if part != "body"), fault["msg"]) for fault in faults]
-    said = "; ".join(f"{field or 'body'}: {message}" for field, message in named[:_LISTED])
+    said = "; ".join(f"{field or 'body'}: {message.removeprefix(_PYDANTICS)}" for field, message in named[:_LISTED])
     return Refusal(f"saw a request that cannot be used: {said}; /docs tells the fields", param=named[0][0] or None)

@@ -6,9 +6,27 @@ only the value that changes nothing is taken.
     request = ChatRequest.model_validate({"model": "demo", "messages": [{"role": "user", "content": "Hi"}]})
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictInt,
+    Tag,
+    model_validator,
+)
+
+from motet.serving.api.neutral import (
+    NeutralChatFields,
+    NeutralCompletionFields,
+    NeutralFields,
+    NeutralMessageFields,
+    NeutralStreamOptions,
+)
 
 MAX_SAMPLES = 128
 MAX_PROMPTS = 64
@@ -47,13 +65,13 @@ class Experts(_Strict):
         return self
 
 
-class StreamOptions(_Strict):
+class StreamOptions(_Strict, NeutralStreamOptions):
     """What a stream tells beside the answer."""
 
-    include_usage: StrictBool = Field(False, description="A last chunk without choices that counts the tokens.")
+    include_usage: StrictBool | None = Field(None, description="A last chunk without choices that counts the tokens.")
 
 
-class _Common(_Strict):
+class _Common(_Strict, NeutralFields):
     model: Text = Field(description="The model's name, or NAME:-law,-news, or NAME:+math.")
     max_tokens: StrictInt | None = Field(None, ge=1, description="Generated tokens at most.")
     temperature: Temperature | None = Field(None, description="0 takes the likeliest token. None: 1.")
@@ -65,11 +83,10 @@ class _Common(_Strict):
     seed: StrictInt | None = Field(None, ge=-(2**63), lt=2**63, description="Makes an answer repeatable. None: drawn.")
     stream: StrictBool | None = Field(None, description="Server-sent events instead of one answer.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
-    user: str | None = Field(None, description="Taken and ignored.")
-    frequency_penalty: Literal[0] | None = Field(None, description="Only 0.")
-    presence_penalty: Literal[0] | None = Field(None, description="Only 0.")
     experts: Experts | None = Field(None, description="Which experts take part. None: as `model` says, else all.")
-    attribution: StrictBool = Field(False, description="Tell the share of gate mass of each expert at each token.")
+    attribution: StrictBool | None = Field(
+        None, description="Tell the share of gate mass of each expert at each token."
+    )
 
     @model_validator(mode="after")
     def _stream(self) -> "_Common":
@@ -78,20 +95,23 @@ class _Common(_Strict):
         return self
 
     @property
+    def counts(self) -> bool:
+        """Whether a stream ends with a chunk that counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end the answer."""
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class CompletionRequest(_Common):
+class CompletionRequest(_Common, NeutralCompletionFields):
     """A body for /v1/completions."""
 
     prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS)] = Field(
         description="Text, token ids, or several of either."
     )
     logprobs: StrictInt | None = Field(None, ge=0, le=5, description="Of how many likeliest tokens, beside the chosen.")
-    echo: Literal[False] | None = Field(None, description="Only false.")
-    best_of: Literal[1] | None = Field(None, description="Only 1.")
 
 
 class TextPart(_Strict):
@@ -100,13 +120,31 @@ class TextPart(_Strict):
     type: Literal["text"]
     text: Text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, part: Any) -> Any:  # noqa: ANN401 - as it came
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"saw a part of type {kind[:40]!r}, wanted 'text': models read text alone")
+        return part
 
-class Message(_Strict):
+
+def _form_of(content: object) -> str | None:
+    return "text" if isinstance(content, str) else "parts" if isinstance(content, list) else None
+
+
+class Message(_Strict, NeutralMessageFields):
     """What somebody said."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: str | None = None
+    content: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("parts")],
+        Discriminator(
+            _form_of,
+            custom_error_type="content",
+            custom_error_message="saw neither text nor a list of parts, wanted one of them",
+        ),
+    ]
 
     @property
     def text(self) -> str:
@@ -114,7 +152,7 @@ class Message(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(_Common):
+class ChatRequest(_Common, NeutralChatFields):
     """A body for /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
@@ -126,7 +164,7 @@ class ChatRequest(_Common):
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("saw top_logprobs without logprobs, wanted logprobs: true beside it")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("saw max_tokens and max_completion_tokens, wanted one of them; drop the other")
