@@ -51,6 +51,8 @@ class Books:
     active: dict[str, str] = field(default_factory=dict)
     reports: list[str] = field(default_factory=list)
     refuse: set[str] = field(default_factory=set)
+    expired: set[str] = field(default_factory=set)
+    """Names of whom admission knows, and the next composite does not."""
     scored: int = 0
     sets: list[bool] = field(default_factory=list)
     public_error: Exception | None = None
@@ -65,7 +67,7 @@ class Books:
     def admit_inline(self, manifest: bytes, update: bytes) -> Signed:
         contribution = Signed.parse(manifest).open(Contribution)
         refused = contribution.name in self.refuse
-        if not refused:
+        if not refused and contribution.name not in self.expired:
             self.active[contribution.owner] = contribution.digest
         receipt = Receipt(
             charter=CHARTER.digest,
@@ -282,6 +284,20 @@ def test_a_refused_update_is_answered_and_left_out(town: Town) -> None:
     assert code.ran == ["train"]
     (receipt,) = code.home.outbox.glob("*/receipt.json")
     assert Signed.parse(receipt.read_bytes()).open(Receipt).message == "saw NaN"
+
+
+@pytest.mark.parametrize("transport", ["flower", "data-plane"])
+def test_an_expert_that_expired_is_not_asked_for_without_end(
+    town: Town, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    medicine, law = town.settle("medicine"), town.settle("law", transport=transport)
+    town.play()
+    town.books.expired.add("law")
+    del town.books.active[law.home.key.public]
+    assert town.play().composite == digest_of([town.books.active[medicine.home.key.public]])
+    assert law.ran == ["train", "evaluate"]
+    assert "gather: law failed: " in caplog.text
+    assert ("its terms have ended" if transport == "flower" else "expired") in caplog.text
 
 
 def test_an_owner_who_sends_rubbish_inline_stops_nobody(town: Town) -> None:

@@ -21,6 +21,7 @@ from motet.protocols.expert_sizes import ExpertSize, composite_sizes
 from motet.serving.api.errors import Refusal
 from motet.serving.hooks import Access, Hooks
 from motet.serving.web.observing import Observer
+from motet.serving.web.pages import rendered
 
 from ..coordinator.conftest import (  # noqa: F401 - fixtures
     Owner,
@@ -30,7 +31,7 @@ from ..coordinator.conftest import (  # noqa: F401 - fixtures
     public_text,
 )
 from .conftest import TEMPLATE
-from .watched import MARKUP, Site, Watched, site, speaking, watched
+from .watched import MARKUP, TERMS, Site, Watched, site, speaking, watched
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: motet[test] has it")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
@@ -429,6 +430,15 @@ def test_watching_writes_nothing(scene: Watched, tmp_path: Path) -> None:
     assert measured.sections
     assert [card.size for card in measured.cards] == [size_in(scene, name) for name in ("law", "medicine")]
     assert everything() == before
+
+
+def test_an_expired_expert_is_said_to_be(scene: Watched) -> None:
+    end = TERMS["medicine"].expires_at
+    assert end is not None
+    for now, wanted in ((end - 1, []), (end, ["medicine"])):
+        measured = Observer(scene.home.path, clock=lambda now=now: now).measured()
+        assert [card.expert.name for card in measured.cards if card.expired] == wanted
+        assert rendered("measured.html", measured=measured).count("; expired") == len(wanted)
 
 
 def test_a_withdrawn_expert_has_no_card_and_its_composite_is_no_longer_shown(scene: Watched, tmp_path: Path) -> None:
