@@ -9,6 +9,8 @@ there; what cannot be read is a problem that is told, beside whatever can.
 """
 
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,12 +84,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """An expert of the next composite. size: what it takes there; None where its file cannot be read."""
+    """An expert that nobody took back. size: what it takes in a composite; None where its file cannot be read; expired:
+    whether its terms have ended, so that no new composite holds it."""
 
     digest: str
     expert: Contribution
     received: int
     size: ExpertSize | None
+    expired: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +108,11 @@ class Measured:
 class Observer:
     """Watches one home. Usable from several threads."""
 
-    def __init__(self, home: Path) -> None:
-        """Raises ConfigurationError where there is no ledger, StorageError and LedgerError where it cannot be read."""
+    def __init__(self, home: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells seconds since the epoch, by which terms end.
+
+        Raises ConfigurationError where there is no ledger, StorageError and LedgerError where it cannot be read.
+        """
         path = home / "ledger.sqlite"
         if not path.is_file():
             raise ConfigurationError(f"saw no {path}, wanted a coordinator's home; name one, or leave --home out")
@@ -113,7 +120,7 @@ class Observer:
         self._ledger.look()
         if self._ledger.charter is None:
             raise ConfigurationError(f"saw an empty {path}, wanted a federation's; `motet init` founds one")
-        self.home, self.charter = home, self._ledger.charter
+        self.home, self.charter, self._clock = home, self._ledger.charter, clock
         self._sizes: dict[str, ExpertSize] = {}
         self._measurements = Measurements(home, self.charter)
         self._alone = threading.Lock()
@@ -147,6 +154,7 @@ class Observer:
                     expert=each,
                     received=ledger.received.get(digest, 0),
                     size=self._size(digest, each.name, problems),
+                    expired=each.terms.ended(self._clock()),
                 )
                 for digest, each in sorted(ledger.standing.active.items(), key=lambda item: item[1].name)
             )
