@@ -3,6 +3,7 @@
 With MOTET_SCREENSHOTS=DIR in the environment the pictures of the documentation are written there.
 """
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from motet.protocols.errors import ConfigurationError
 from motet.protocols.expert_sizes import ExpertSize, composite_sizes
 from motet.serving.api.errors import Refusal
 from motet.serving.hooks import Access, Hooks
+from motet.serving.web.live import MEDIA_TYPE
 from motet.serving.web.observing import Observer
 from motet.serving.web.pages import rendered
 
@@ -43,6 +45,7 @@ SCREENSHOTS = os.environ.get("MOTET_SCREENSHOTS")
 SECONDS = 20
 """How long a busy machine may take to show something."""
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 960, "height": 900}
+LIVE = {"Accept": MEDIA_TYPE}
 WORDS = re.findall(
     r"\w+",
     "the patient court pleads with fever and a fine of two weeks under section nine is given every day by law "
@@ -198,6 +201,7 @@ def test_markup_that_a_model_writes_is_text(tab: Callable[..., Page]) -> None:
         page.get_by_role("button", name="Compare").click()
         answer = page.get_by_role("region", name="Answer: With every expert")
         expect(answer).to_contain_text(re.compile("onerror|script|hx-get"))
+        expect(page.get_by_role("table", name="Share of gate mass")).to_have_count(2)
         assert page.locator("#answers :is(img, script, [onerror], [hx-get])").count() == 0
         assert page.title() == "demo, playground | Motet"
         assert set(answer.inner_text().split()) <= set(words)
@@ -354,11 +358,12 @@ def test_the_reference_shows_an_operation(pages: Site, tab: Callable[..., Page])
 )
 def test_a_form_that_cannot_be_used_says_why(pages: Site, changes: dict[str, object], said: str) -> None:
     form = {"prompt": "the", "tokens": "4", "temperature": "0", "seed": "0", "on": ["law"]} | changes
-    for headers in ({}, {"HX-Request": "true"}):
-        found = httpx.post(pages.url, data=form, headers=headers)
-        assert found.status_code == 400
-        assert 'role="alert"' in found.text
-        assert said in found.text
+    found = httpx.post(pages.url, data=form)
+    live = httpx.post(pages.url, data=form, headers=LIVE)
+    for answer, shown in ((found, found.text), (live, live.json()["answers"])):
+        assert answer.status_code == 400
+        assert 'role="alert"' in shown
+        assert said in shown
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}])
@@ -371,10 +376,33 @@ def test_another_sites_page_starts_nothing(pages: Site, headers: dict[str, str])
     assert len(pages.records) == before
 
 
-def test_a_reader_who_leaves_frees_both_places(pages: Site) -> None:
+def test_a_script_is_told_both_answers_while_they_are_made(pages: Site) -> None:
+    form = {
+        "prompt": "the judge is",
+        "tokens": "9",
+        "temperature": "0",
+        "seed": "0",
+        "on": ["art", "law", "math", "verse"],
+    }
+    with httpx.stream("POST", pages.url, data=form, headers=LIVE) as answer:
+        first, *pieces, last = (json.loads(line) for line in answer.iter_lines())
+    assert first["answers"].count("<article") == 2
+    assert "<table" not in first["answers"]
+    assert (first["news"], last["news"]) == ("", "With every expert: 9 tokens. Without news: 9 tokens.")
+    assert all(sum(each["side"] == side for each in pieces) > 5 for side in (0, 1))  # some tokens have no text
+    assert last["answers"].count("Token by token") == 2
+    whole = re.findall(r'<div class="said"[^>]*>(.*)</div>', last["answers"])
+    for side in (0, 1):
+        assert "".join(each["piece"].strip() for each in pieces if each["side"] == side) == whole[side]
+    assert all(said in httpx.post(pages.url, data=form).text for said in whole)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_reader_who_leaves_frees_both_places(pages: Site, live: bool) -> None:
     before = len(pages.records)
     body = b"prompt=the&tokens=180&temperature=0&seed=0"
-    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    accept = LIVE["Accept"] if live else "text/html"
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", int(pages.url.rpartition(":")[2]))) as connection:
         connection.sendall(head + body)
         while not pages.service.engine.load().running:

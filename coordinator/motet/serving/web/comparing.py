@@ -8,13 +8,13 @@ Guarantees: both are metered as any answer is; when the reader leaves, both free
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from motet.serving.api.answer import Answer
-from motet.serving.engine.job import Step
+from motet.serving.engine.job import Step, Token
 from motet.serving.expert_sets import ANCHOR, ExpertSet, Roster
 
 STRENGTHS = 4
@@ -45,7 +45,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """An answer to be shown. shares: (expert id, name, mean share of gate mass), of the experts of its set."""
+    """An answer to be shown. shares: (expert id, name, mean share of gate mass), of the experts of its set; finish:
+    empty while it is made."""
 
     title: str
     experts: ExpertSet
@@ -72,6 +73,29 @@ def pair_of(roster: Roster, *, on: Collection[str], usable: Collection[str]) -> 
         chosen, title = roster.choose(include=[ANCHOR]), "Without any: the anchor alone"
     sides = (Side(title="With every expert", experts=every), Side(title=title, experts=chosen))
     return sides if chosen != every else sides[:1]
+
+
+async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Step]]:
+    """Every step of answers that are made at once, with the number of its answer, as it comes.
+
+    Raises as `Answer.steps`: when one fails, nobody waits for the others.
+    """
+    news: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
+    tasks = [asyncio.ensure_future(_follow(number, answer, news)) for number, answer in enumerate(answers)]
+    try:
+        under_way = len(tasks)
+        while under_way:
+            number, step = await news.get()
+            if isinstance(step, Exception):
+                raise step
+            if step is None:
+                under_way -= 1
+            else:
+                yield number, step
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def spoken(request: Request, answers: Sequence[Answer]) -> list[list[Step]] | None:
@@ -101,28 +125,34 @@ def told(side: Side, steps: Sequence[Step], names: Sequence[str]) -> Told:
     )
 
 
+def piece_of(text: str, token: Token, names: Sequence[str]) -> Piece:
+    """A token as it is shown, with the text that is certain by it."""
+    share = max(token.shares)
+    leader = token.shares.index(share)
+    strength = min(STRENGTHS, 1 + int(share * STRENGTHS))
+    return Piece(text=text, leader=leader, name=names[leader], share=share, strength=strength)
+
+
 def _pieces(steps: Sequence[Step], names: Sequence[str]) -> Iterator[Piece]:
     for step in steps:
         if step.token is not None:
-            share = max(step.token.shares)
-            leader = step.token.shares.index(share)
-            strength = min(STRENGTHS, 1 + int(share * STRENGTHS))
-            yield Piece(text=step.text, leader=leader, name=names[leader], share=share, strength=strength)
+            yield piece_of(step.text, step.token, names)
 
 
 async def _all(answers: Sequence[Answer]) -> list[list[Step]]:
-    """When one fails, nobody waits for the others."""
-    tasks = [asyncio.ensure_future(_steps(answer)) for answer in answers]
+    steps: list[list[Step]] = [[] for _ in answers]
+    async for number, step in merged(answers):
+        steps[number].append(step)
+    return steps
+
+
+async def _follow(number: int, answer: Answer, news: asyncio.Queue[tuple[int, Step | Exception | None]]) -> None:
     try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def _steps(answer: Answer) -> list[Step]:
-    return [step async for _, step in answer.steps()]
+        async for _, step in answer.steps():
+            news.put_nowait((number, step))
+        news.put_nowait((number, None))
+    except Exception as error:
+        news.put_nowait((number, error))
 
 
 async def _left(request: Request) -> None:

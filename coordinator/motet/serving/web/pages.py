@@ -9,7 +9,6 @@ instead of showing nothing.
 from functools import cache
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
-from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from motet.protocols.evaluation.charts import BarChart
@@ -18,7 +17,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
-    "Vary": "HX-Request, Cookie",
+    "Vary": "Accept, Cookie",
 }
 """Sent with every page, beside its policy."""
 HUES = 12
@@ -27,13 +26,14 @@ HUES = 12
 
 def page(name: str, *, status: int = 200, images: str = "'self'", **values: object) -> HTMLResponse:
     """The template `name` with these values; `images` says where its pictures may come from."""
-    text = _environment().get_template(name).render(values)
-    return HTMLResponse(text, status_code=status, headers=HEADERS | {"Content-Security-Policy": _policy(images)})
+    return HTMLResponse(
+        rendered(name, **values), status_code=status, headers=HEADERS | {"Content-Security-Policy": _policy(images)}
+    )
 
 
-def wants_part(request: Request) -> bool:
-    """Whether a script asks for what changed, rather than a browser for the page."""
-    return request.headers.get("hx-request") == "true"
+def rendered(name: str, **values: object) -> str:
+    """The template `name` with these values, as text."""
+    return _environment().get_template(name).render(values)
 
 
 def _policy(images: str) -> str:

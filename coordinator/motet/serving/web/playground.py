@@ -24,7 +24,8 @@ from motet.serving.api.service import Service
 from motet.serving.engine.job import Job
 from motet.serving.hooks import Access
 from motet.serving.web.comparing import Side, Told, pair_of, spoken, told
-from motet.serving.web.pages import page, wants_part
+from motet.serving.web.live import MEDIA_TYPE, LiveAnswers, columns
+from motet.serving.web.pages import HEADERS, page
 from motet.serving.web.visitors import access_of, form_of, keep_key, require_own_page
 
 ENDPOINT = "/"
@@ -91,23 +92,29 @@ class Playground:
             return self._closed(refusal)
 
     async def answer(self, request: Request) -> Response:
-        """Both answers: as a part of the page to a script, else as the whole page."""
-        question, access, answers, problem = Question(), None, [], None
+        """Both answers: to a script while they are made, else as the whole page."""
+        question, access, live = Question(), None, request.headers.get("accept") == MEDIA_TYPE
         try:
             require_own_page(request)
             question = Question.of(await form_of(request))
             access = await access_of(request)
-            found = await compared(request, self.service, question, access)
-            if found is None:
-                return Response(status_code=GONE)
-            answers = found
+            async with AsyncExitStack() as leaving:
+                pairs = await begun(self.service, question, access, leaving)
+                if live:
+                    return LiveAnswers(pairs, self.service.composite.roster.names, leaving=leaving.pop_all())
+                steps = await spoken(request, [answer for _, answer in pairs])
         except (MotetError, Refusal) as error:
             problem = refusal_of(error)
-        if wants_part(request):
-            return page("answers.html", status=_status(problem), answers=answers, problem=problem)
-        if access is None:
-            return self._closed(problem)
-        return self._page(question, access, answers=answers, problem=problem)
+            if live:
+                return Response(columns([], problem), problem.status, HEADERS, MEDIA_TYPE)
+            if access is None:
+                return self._closed(problem)
+            return self._page(question, access, problem=problem)
+        if steps is None:
+            return Response(status_code=GONE)
+        names = self.service.composite.roster.names
+        answers = [told(side, each, names) for (side, _), each in zip(pairs, steps, strict=True)]
+        return self._page(question, access, answers=answers)
 
     async def keep(self, request: Request) -> Response:
         """Let the browser keep a key that is good, or forget the one it has."""
@@ -143,19 +150,17 @@ class Playground:
         )
 
 
-async def compared(request: Request, service: Service, question: Question, access: Access) -> list[Told] | None:
-    """Both answers, None if the reader has gone. Raises Refusal, and MotetError as the engine and the meter do."""
+async def begun(
+    service: Service, question: Question, access: Access, leaving: AsyncExitStack
+) -> list[tuple[Side, Answer]]:
+    """Both answers, under way, to be left by `leaving`. Raises Refusal, and MotetError as the engine does."""
     sides = pair_of(service.composite.roster, on=question.on or (), usable=service.usable(access))
-    jobs = await run_in_threadpool(_jobs, service, question, sides)
-    async with AsyncExitStack() as leaving:
-        answers = []
-        for job in jobs:
-            answers.append(Answer(service, access, endpoint=ENDPOINT, jobs=[job]))
-            leaving.push_async_callback(answers[-1].leave)
-        steps = await spoken(request, answers)
-    if steps is None:
-        return None
-    return [told(side, each, service.composite.roster.names) for side, each in zip(sides, steps, strict=True)]
+    pairs = []
+    for side, job in zip(sides, await run_in_threadpool(_jobs, service, question, sides), strict=True):
+        answer = Answer(service, access, endpoint=ENDPOINT, jobs=[job])
+        leaving.push_async_callback(answer.leave)
+        pairs.append((side, answer))
+    return pairs
 
 
 def _jobs(service: Service, question: Question, sides: Sequence[Side]) -> list[Job]:
