@@ -250,6 +250,7 @@ def test_the_federations_page_follows_what_happens(pages: Site, scene: Watched, 
     require_accessible(page)
     picture(page, "federation")
     if SCREENSHOTS:
+        losses.screenshot(path=Path(SCREENSHOTS) / "losses.png")
         page.locator("#measured section section").first.screenshot(path=Path(SCREENSHOTS) / "evaluation.png")
     page.get_by_role("link", name="Let it stand still").click()
     scene.progress(law=80, medicine=75, news=25)
