@@ -202,8 +202,17 @@ def test_what_may_surprise_is_noted(loaded: Composite, federation: Federation, t
     with governed(loaded, policy=None, home=federation.home, state=tmp_path / "state") as given:
         assert given.notes == ("nobody may use law: lent for 'Research only', which is none of the tenant's purposes",)
     with governed(loaded, policy=None, home=None, state=tmp_path / "state") as given:
-        assert len(given.notes) == 1
         assert given.notes[0].startswith("the terms of ")
+        assert "neither their purpose nor their expiry counts" in given.notes[0]
+        assert given.notes[1:] == ("withdrawals are not watched; --home or a policy's `deny_list` tells them",)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_policy_that_names_no_deny_list_says_so(watched: bool, loaded: Composite, policy: Path) -> None:
+    if not watched:
+        policy.write_text(POLICY.replace('deny_list = "denied"', ""))
+    with governed(loaded, policy=policy, home=None, state=policy.parent / "state") as given:
+        assert any("withdrawals are not watched" in note for note in given.notes) is not watched
 
 
 def test_a_tenant_sees_its_own_usage(server: Served, policy: Path, federation: Federation, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a server is given beside its composite: policy, terms, withdrawals and books, opened together and closed again.
 
-Guarantees: with a policy, every expert's terms are known, or the server does not start; what is missing or silent is
-told in `notes`.
+Guarantees: with a policy, every expert's terms are known, or the server does not start; terms that are not known,
+withdrawals that nobody watches for, and experts that nobody may use are told in `notes`.
 
     with governed(composite, policy=Path("policy.toml"), home=None, state=default_state()) as given:
         serve(composite, hooks=given.hooks, extend=given.extend, ...)
@@ -24,7 +24,8 @@ from motet.serving.policy.door import Doorkeeper
 from motet.serving.policy.keys import Keyring
 from motet.serving.policy.members import members_of, missing, read_contributions, terms_of
 from motet.serving.policy.rules import EVERYBODY, Policy, obstacle
-from motet.serving.policy.withdrawals import DenyList, LedgerSource, Source, Withdrawals
+from motet.serving.policy.sources import DenyList, LedgerSource, Source
+from motet.serving.policy.withdrawals import Withdrawals
 from motet.serving.state import USAGE_FILE
 from motet.serving.usage.books import Books
 from motet.serving.usage.endpoint import usage_router
@@ -61,8 +62,6 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         rules.require_known(roster.names[1:])
     with ExitStack() as opened:
         ledger = None if home is None else LedgerSource(home, roster)
-        if ledger is not None:
-            opened.callback(ledger.close)
         members = members_of(roster, _known(ledger, rules, policy))
         unknown = missing(roster, members)
         if rules is not None and unknown:
@@ -77,10 +76,10 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
                 authorise=_door(roster, members, rules, policy),
                 meter=books.keep,
                 ready=books.require_open,
-                withdrawn=_withdrawals(roster, members, sources),
+                withdrawn=opened.enter_context(_withdrawals(roster, members, sources)),
             ),
             extend=lambda app: app.include_router(usage_router(app.state.service, store, server=server)),
-            notes=_notes(roster, members, rules, unknown),
+            notes=(*_unseen(unknown, sources), *_silent(roster, members, rules)),
         )
 
 
@@ -129,16 +128,21 @@ def _store(state: Path, roster: Roster, members: dict[str, Contribution]) -> Usa
     return store
 
 
-def _notes(
-    roster: Roster, members: dict[str, Contribution], rules: Policy | None, unknown: tuple[str, ...]
-) -> tuple[str, ...]:
-    """What may surprise: terms that nobody told, and experts whose own terms keep everybody from them."""
-    terms = terms_of(roster, members)
+def _unseen(unknown: Sequence[str], sources: Sequence[Source]) -> Iterator[str]:
+    """What nobody looks at."""
+    if unknown:
+        yield (
+            f"the terms of {', '.join(unknown)} are not known, so that neither their purpose nor their expiry counts; "
+            "--home or a policy's `contributions` tells them"
+        )
+    if not sources:
+        yield "withdrawals are not watched; --home or a policy's `deny_list` tells them"
+
+
+def _silent(roster: Roster, members: dict[str, Contribution], rules: Policy | None) -> Iterator[str]:
+    """Experts whose own terms, or the policy, keep everybody from them."""
     tenants = [EVERYBODY] if rules is None else list(rules.tenants.values())
-    silent = []
-    for name, own in terms.items():
+    for name, own in terms_of(roster, members).items():
         reasons = [obstacle(tenant, name, own) for tenant in tenants]
         if all(reasons):
-            silent.append(f"nobody may use {name}: {reasons[0]}")
-    untold = f"the terms of {', '.join(unknown)} are not known; --home or a policy's `contributions` tells them"
-    return (*([untold] if unknown else []), *silent)
+            yield f"nobody may use {name}: {reasons[0]}"
