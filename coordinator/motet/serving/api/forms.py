@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from motet.serving.api.answer import Answer
+from motet.serving.api.pieces import Candidate, Piece, Reading
 from motet.serving.engine.job import Step, Token
 
 
@@ -19,6 +20,7 @@ class Form:
 
     def __init__(self, answer: Answer, *, model: str, logprobs: bool, attribution: bool) -> None:
         self.answer, self.model, self.logprobs, self.attribution = answer, model, logprobs, attribution
+        self._readings: dict[int, Reading] = {}
 
     def whole(self) -> dict[str, Any]:
         """The finished answer."""
@@ -55,13 +57,20 @@ class Form:
     def _told(self, number: int, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
         """What choices and deltas of both kinds have."""
         told: dict[str, Any] = {"index": number, "finish_reason": finish}
-        told["logprobs"] = self._logprobs(number, tokens) if self.logprobs and tokens else None
+        told["logprobs"] = self._logprobs(self._pieces(number, tokens)) if self.logprobs and tokens else None
         if self.attribution:
             told["attribution"] = self._attributed(tokens)
         return told
 
-    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _pieces(self, number: int, tokens: Sequence[Token]) -> list[Piece]:
+        """What the next tokens of a choice say; they must come in their order."""
+        if number not in self._readings:
+            job = self.answer.jobs[number // self.answer.jobs[0].samples]
+            self._readings[number] = Reading(self.answer.service.composite.tokenizer, job.prompt)
+        return [self._readings[number].take(token) for token in tokens]
 
     def _attributed(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """Gate mass: each expert's, in tokens, and its share of every token, by expert name where it has any."""
@@ -87,18 +96,12 @@ class CompletionForm(Form):
     def _choice(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
         return self._told(number, tokens, finish) | {"text": text}
 
-    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        before = self.answer.choices[number].tokens
-        offset = sum(len(token.text) for token in before[: len(before) - len(tokens)])
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         return {
-            "tokens": [token.text for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{text: value for _, text, value in reversed(token.likeliest)} for token in tokens],
-            "text_offset": offsets,
+            "tokens": [_key(piece.chosen) for piece in pieces],
+            "token_logprobs": [piece.chosen.logprob for piece in pieces],
+            "top_logprobs": [_by_key(piece) for piece in pieces],
+            "text_offset": [piece.offset for piece in pieces],
         }
 
 
@@ -122,11 +125,9 @@ class ChatForm(Form):
     def _delta(self, number: int, text: str, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
         return self._told(number, tokens, finish) | {"delta": {"content": text} if text else {}}
 
-    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         content = [
-            _logprob(token.text, token.logprob)
-            | {"top_logprobs": [_logprob(text, v) for _, text, v in token.likeliest]}
-            for token in tokens
+            _told(piece.chosen) | {"top_logprobs": [_told(each) for each in piece.likeliest]} for piece in pieces
         ]
         return {"content": content, "refusal": None}
 
@@ -134,5 +135,18 @@ class ChatForm(Form):
 _SPEAKER = {"role": "assistant", "content": ""}
 
 
-def _logprob(text: str, value: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": value, "bytes": list(text.encode())}
+def _told(token: Candidate) -> dict[str, Any]:
+    return {"token": token.name, "logprob": token.logprob, "bytes": list(token.data)}
+
+
+def _key(token: Candidate) -> str:
+    """What /v1/completions calls a token, as OpenAI's does where it holds a part of a character."""
+    return f"bytes:{token.name}" if token.partial else token.name
+
+
+def _by_key(piece: Piece) -> dict[str, float | None]:
+    """Log probabilities, falling, and the chosen token's too; of tokens that are called alike, the likeliest one's."""
+    told: dict[str, float | None] = {}
+    for each in piece.likeliest:
+        told.setdefault(_key(each), each.logprob)
+    return told | {_key(piece.chosen): piece.chosen.logprob}

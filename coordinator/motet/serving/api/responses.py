@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -37,7 +38,7 @@ async def sent(request: Request, form: Form, *, stream: bool, usage: bool) -> Re
         working.cancel()
         await asyncio.wait((working, leaving))
         await form.answer.leave()
-    return JSONResponse(form.whole())
+    return JSONResponse(await run_in_threadpool(form.whole))
 
 
 async def _disconnected(request: Request) -> None:
