@@ -1,14 +1,17 @@
 """A server on a socket, from its start to its orderly end.
 
-Guarantees: it is ready when it says so; at SIGTERM or Ctrl-C it takes no new connections, and what is under way has
-`GRACE` seconds to end.
+Guarantees: it is ready when it says so; at SIGTERM or Ctrl-C what is under way has `GRACE` seconds to end, while new
+requests are answered 503 and `/healthz` says "stopping"; then it takes no new connections.
 
     serve(composite, host="127.0.0.1", port=8000, name="demo", max_batch=16, queue=64, ready=note)
 """
 
+import asyncio
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 
@@ -25,6 +28,8 @@ from motet.serving.hooks import Hooks
 
 GRACE = 30
 """Seconds that answers under way are given when the server is stopped."""
+_LOOK = 0.25
+"""Seconds after which to look whether somebody insists on an end."""
 
 
 def serve(
@@ -59,9 +64,24 @@ def serve(
 
 def web_server(app: FastAPI, *, grace: int = GRACE) -> uvicorn.Server:
     """The HTTP server for an application; answers under way are given `grace` seconds when it is stopped."""
-    return uvicorn.Server(
-        uvicorn.Config(app, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=grace)
-    )
+    config = uvicorn.Config(app, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=grace)
+    return _Draining(config, app.state.service.engine, grace)
+
+
+class _Draining(uvicorn.Server):
+    """When stopped it goes on listening until the engine has ended what it took in, and ends as uvicorn's does."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: int) -> None:
+        super().__init__(config)
+        self._engine, self._grace = engine, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        until = time.monotonic() + self._grace
+        while not await asyncio.to_thread(self._engine.drain, _LOOK):
+            if self.force_exit or time.monotonic() > until:
+                break
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))
+        await super().shutdown(sockets)
 
 
 def listening(host: str, port: int) -> socket.socket:
