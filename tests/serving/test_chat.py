@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+from starlette.requests import HTTPConnection
 
 from motet.cli import run
 from motet.protocols.errors import AssemblyError, ConfigurationError, FederationError
@@ -11,7 +12,7 @@ from motet.serving.chat.conversation import HELP, Conversation, as_text
 from motet.serving.chat.local import local_server
 from motet.serving.chat.terminal import converse
 from motet.serving.chat.voice import Manner, Voice, printable
-from motet.serving.hooks import Hooks
+from motet.serving.hooks import Access, Hooks
 
 from .conftest import NAME, Running, running, tiny_composite
 from .federated import Federation, found_federation
@@ -46,6 +47,13 @@ def test_commands_mute_and_call(talk: Conversation, lines: list[str], excluded: 
     assert (talk.excluded, told) == (excluded, [said])
 
 
+def test_experts_that_this_key_may_not_use_are_not_said_to_speak() -> None:
+    talk = Conversation(experts=("math",), closed=("art", "law"))
+    assert talk.command("/experts") == ["speaking: anchor, math; not to be used with this key now: art, law"]
+    assert talk.command("/only art") == ["saw art, wanted some of math; not to be used with this key now: art, law"]
+    assert talk.excluded == ()
+
+
 def test_help_tells_every_command_and_so_does_a_wrong_one(talk: Conversation) -> None:
     assert talk.command("/help") == list(HELP)
     assert talk.command("/sing") == ["saw /sing, wanted one of these:", *HELP]
@@ -77,7 +85,7 @@ def test_nothing_that_steers_a_terminal_comes_through() -> None:
 
 def said(server: Running, *lines: str, **settings: object) -> str:
     out = io.StringIO()
-    voice = Voice(f"{server.url}/v1", manner=SHORT, **settings)
+    voice = Voice(f"{server.url}/v1", **{"manner": SHORT} | settings)
     converse(voice, lines=lines, write=out.write)
     voice.close()
     return out.getvalue()
@@ -125,7 +133,38 @@ def test_a_withdrawn_expert_is_told_of_and_the_conversation_goes_on() -> None:
 def test_what_the_server_refuses_is_said_and_forgotten(server: Running) -> None:
     told = said(server, "x" * 500, "hello")
     assert told.startswith("[no answer: saw a prompt of ")
+    assert told.split("]")[0].endswith("; /forget begins anew")
     assert told.count("[no answer") == 1
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_a_long_conversation_has_what_room_is_left(templated: bool) -> None:
+    composite = tiny_composite(context=96)
+    if not templated:
+        composite.tokenizer.chat_template = None
+    with running(composite) as server:
+        told = said(server, "hi", "and", "so", "/forget", "hi", manner=Manner(max_tokens=40, temperature=0.0))
+        tokens = [record.choices[0].tokens for record in server.records]
+        room = 96 - server.records[1].prompt_tokens
+    assert (tokens[0], tokens[-1]) == (40, 40)
+    assert room // 2 <= tokens[1] <= room < 40
+    assert "[stopped: the model's context is full; /forget begins anew]" in told
+
+
+def test_without_a_key_none_is_sent() -> None:
+    heard: list[str | None] = []
+
+    def authorise(request: HTTPConnection) -> Access:
+        heard.append(request.headers.get("authorization"))
+        return Access(allowed=frozenset({"math", "news"}))
+
+    with running(tiny_composite(), hooks=lambda _: Hooks(authorise=authorise)) as server:
+        told = said(server, "/experts", "hello")
+        assert told.startswith("speaking: anchor, math, news; not to be used with this key now: art, law, verse\n")
+        assert len(heard) == 3
+        assert set(heard) == {None}
+        assert said(server, key="motet-1") == ""
+        assert set(heard[3:]) == {"Bearer motet-1"}
 
 
 def test_a_server_that_is_not_there_or_has_no_such_model(server: Running) -> None:

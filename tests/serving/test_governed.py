@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from motet.coordinator.ledger_store import LedgerStore
 from motet.protocols.contribution import Terms
 from motet.protocols.errors import ConfigurationError
+from motet.serving.chat.voice import Voice
 from motet.serving.engine.loading import Composite, load_composite
 from motet.serving.governing import governed
 from motet.serving.policy.keys import make_key, revoke_key
@@ -116,12 +118,19 @@ def test_keys_that_cannot_be_read_let_nobody_in(server: Served, policy: Path) ->
     assert (caught.value.status_code, caught.value.code) == (503, "keys_unreadable")
 
 
-def test_a_policy_may_let_people_in_without_a_key(loaded: Composite, policy: Path, tmp_path: Path) -> None:
+def test_a_policy_may_let_people_in_without_a_key(
+    loaded: Composite, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOTET_API_KEY", raising=False)
     policy.write_text('without_key = "guest"\n' + POLICY)
     with served(loaded, state=tmp_path / "state", policy=policy) as server:
         found = httpx.post(f"{server.url}/v1/completions", json=GREEDY)
         assert found.json()["experts_used"] == ["anchor"]
         assert httpx.get(f"{server.url}/v1/usage").json()["tenant"] == "guest"
+        no_key = {"extra_headers": {"Authorization": openai.Omit()}}
+        assert speaking(server, "none", **no_key) == ["anchor"]
+        with closing(Voice(f"{server.url}/v1")) as voice:
+            assert (voice.experts, sorted(voice.closed)) == ((), sorted(TERMS))
         with pytest.raises(openai.AuthenticationError):
             speaking(server, "wrong")
 

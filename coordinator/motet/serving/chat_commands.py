@@ -38,7 +38,13 @@ def chat(
 
     manner = Manner(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with _address(model) as url, closing(Voice(url, key=key, model=name, manner=manner)) as voice:
-        note(f"{voice.model}: anchor, {', '.join(voice.experts)}; /help tells how to mute and call them")
+        if url != model:
+            note(
+                "note: the terms of the experts are not looked at, and withdrawals are not watched; `motet serve` does"
+            )
+        note(f"{voice.model}: {', '.join(['anchor', *voice.experts])}; /help tells how to mute and call them")
+        if voice.closed:
+            note(f"not to be used with this key now: {', '.join(voice.closed)}")
         converse(voice, lines=typed(), write=_write, system=system)
 
 

@@ -25,9 +25,13 @@ HELP = (
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages so far, the closed experts of the model, and those of them that are muted."""
+    """Messages so far, the closed experts of the model, and those of them that are muted.
+
+    closed: experts of the model that must not be used here and now.
+    """
 
     experts: tuple[str, ...]
+    closed: tuple[str, ...] = ()
     system: str | None = None
     muted: frozenset[str] = frozenset()
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -70,7 +74,8 @@ class Conversation:
         if not names:
             return [f"saw no name, wanted some of {', '.join(self.experts) or 'none: there is only the anchor'}"]
         if unknown := sorted(set(names) - {*self.experts, ANCHOR}):
-            return [f"saw {', '.join(unknown)}, wanted some of {', '.join(self.experts)}"]
+            wanted = ", ".join(self.experts) or "none: there is only the anchor"
+            return [f"saw {', '.join(unknown)}, wanted some of {wanted}{self._barred()}"]
         return self._mute(muted)
 
     def _mute(self, muted: frozenset[str]) -> list[str]:
@@ -80,7 +85,10 @@ class Conversation:
     def _listed(self) -> list[str]:
         speaking = [name for name in self.experts if name not in self.muted]
         silent = f"; muted: {', '.join(self.excluded)}" if self.excluded else ""
-        return [f"speaking: {', '.join([ANCHOR, *speaking])}{silent}"]
+        return [f"speaking: {', '.join([ANCHOR, *speaking])}{silent}{self._barred()}"]
+
+    def _barred(self) -> str:
+        return f"; not to be used with this key now: {', '.join(self.closed)}" if self.closed else ""
 
     def _who(self) -> list[str]:
         if self._mass is None:

@@ -18,7 +18,9 @@ from motet.serving.run import listening, web_server
 
 @contextmanager
 def local_server(directory: Path) -> Iterator[str]:
-    """Serves a composite's folder on loopback, to whoever is on this machine; the address. Nothing is metered.
+    """Serves a composite's folder on loopback, to whoever is on this machine; the address.
+
+    Nothing is metered, terms are not looked at, and withdrawals are not watched: it is for whoever tries a composite.
 
     Raises AssemblyError when the folder holds no native composite.
     """

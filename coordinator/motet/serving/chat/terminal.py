@@ -13,6 +13,7 @@ Write = Callable[[str], object]
 _ENDS = {
     "expert_withdrawn": "[stopped: an expert that spoke has been withdrawn]",
     "length": "[stopped: as long as was asked for]",
+    "full": "[stopped: the model's context is full; /forget begins anew]",
     "error": "[stopped: the model failed]",
     "cancelled": "[stopped: the server was stopped]",
 }
@@ -20,7 +21,7 @@ _ENDS = {
 
 def converse(voice: Voice, *, lines: Iterable[str], write: Write, system: str | None = None) -> None:
     """Answers every line until there are no more, or one is /quit. Raises FederationError when the server is gone."""
-    talk = Conversation(experts=voice.experts, system=system)
+    talk = Conversation(experts=voice.experts, closed=voice.closed, system=system)
     for line in lines:
         said = line.strip()
         if said.startswith("/"):

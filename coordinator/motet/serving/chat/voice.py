@@ -1,11 +1,12 @@
 """Answers from a server, piece by piece, through OpenAI's client.
 
 Guarantees: what a server or a model says holds no control characters when it reaches the terminal; an error of the
-server is an `Unanswered` with its words, one of the connection a FederationError.
+server is an `Unanswered` with its words, one of the connection a FederationError; where a conversation leaves less room
+than an answer may take, the answer has what room is left. Without a key none is sent.
 
     voice = Voice("http://127.0.0.1:8000/v1", key=None)
     for piece in voice.answer(messages, excluded=("news",)): ...
-    voice.mass, voice.finish                   # of that answer
+    voice.mass, voice.finish                   # of that answer; "full" when the context was
 """
 
 import os
@@ -19,6 +20,7 @@ from motet.protocols.errors import ConfigurationError, FederationError
 from motet.serving.chat.conversation import ANCHOR, NEXT, as_text
 
 _SECONDS = 600.0
+_FULL = "context_length_exceeded"
 
 
 class Unanswered(Exception):  # noqa: N818 - reads as what happened
@@ -42,24 +44,30 @@ class Voice:
     ) -> None:
         """`url` ends in /v1. Raises FederationError where nobody answers, and ConfigurationError where the key is
         refused, or there is no such model."""
-        secret = key or os.environ.get("MOTET_API_KEY") or "none"
+        secret = key or os.environ.get("MOTET_API_KEY")
         self._url, self._manner = url, manner
-        self._client = openai.OpenAI(base_url=url, api_key=secret, timeout=_SECONDS, max_retries=1)
+        self._headers: dict[str, Any] = {} if secret else {"Authorization": openai.Omit()}
+        self._client = openai.OpenAI(base_url=url, api_key=secret or "none", timeout=_SECONDS, max_retries=1)
         self.mass: dict[str, float] = {}
         self.finish: str | None = None
         self._templated = True
-        self.model, self.experts = self._met(model)
+        self.model, known = self._met(model)
+        self.experts, self.closed = self._usable(known)
 
     def answer(self, messages: Sequence[Mapping[str, str]], *, excluded: Sequence[str] = ()) -> Iterator[str]:
         """The answer to a conversation, in pieces. Raises Unanswered and FederationError."""
         self.mass, self.finish = {}, None
         try:
-            with self._stream(messages, excluded) as chunks:
+            limit, answer = self._begun(messages, excluded)
+            with answer as chunks:
                 for choice in (choice for chunk in chunks for choice in chunk.choices):
                     self._note(choice)
                     yield printable((choice.delta.content if self._templated else choice.text) or "")
+            if self.finish == "length" and limit != self._manner.max_tokens:
+                self.finish = "full"
         except openai.APIStatusError as error:
-            raise Unanswered(printable(_said(error))) from error
+            full = "; /forget begins anew" if error.code == _FULL else ""
+            raise Unanswered(printable(_said(error)) + full) from error
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from error
         except openai.APIError as error:  # in the middle of a stream
@@ -69,17 +77,29 @@ class Voice:
         """Lets go of the connection."""
         self._client.close()
 
-    def _stream(self, messages: Sequence[Mapping[str, str]], excluded: Sequence[str]) -> Any:  # noqa: ANN401
+    def _begun(self, messages: Sequence[Mapping[str, str]], excluded: Sequence[str]) -> tuple[int | None, Any]:
+        """An answer of as many tokens as there is room for, and that number; None for what is left of the context."""
+        limit: int | None = self._manner.max_tokens
+        while True:
+            try:
+                return limit, self._stream(messages, excluded, limit)
+            except openai.BadRequestError as error:
+                if error.code != _FULL or limit in (None, 1):
+                    raise
+                limit = None if self._templated else limit // 2  # completions have 16 where nothing is said
+
+    def _stream(self, messages: Sequence[Mapping[str, str]], excluded: Sequence[str], limit: int | None) -> Any:  # noqa: ANN401
         """Chunks from the endpoint that this model has a use for."""
         ours: dict[str, Any] = {"attribution": True}
         if excluded:
             ours["experts"] = {"exclude": list(excluded)}
-        asked: dict[str, Any] = {"model": self.model, "stream": True, "extra_body": ours}
-        given = {
-            "max_tokens": self._manner.max_tokens,
-            "temperature": self._manner.temperature,
-            "seed": self._manner.seed,
+        asked: dict[str, Any] = {
+            "model": self.model,
+            "stream": True,
+            "extra_body": ours,
+            "extra_headers": self._headers,
         }
+        given = {"max_tokens": limit, "temperature": self._manner.temperature, "seed": self._manner.seed}
         asked |= {name: value for name, value in given.items() if value is not None}
         if self._templated:
             try:
@@ -98,7 +118,7 @@ class Voice:
     def _met(self, wanted: str | None) -> tuple[str, tuple[str, ...]]:
         """The model's name and its closed experts."""
         try:
-            models = {each.id: each for each in self._client.models.list()}
+            models = {each.id: each for each in self._client.models.list(extra_headers=self._headers)}
         except openai.APIStatusError as error:
             raise ConfigurationError(f"{self._url} refused: {printable(_said(error))}; --key names a key") from error
         except openai.APIConnectionError as error:
@@ -111,6 +131,17 @@ class Voice:
         name = next(iter(models)) if wanted is None else wanted
         experts = (models[name].model_extra or {}).get("experts", [])
         return name, tuple(printable(str(each)) for each in experts if each != ANCHOR)
+
+    def _usable(self, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of the model's closed experts those that may be used with this key now, and the others."""
+        try:
+            told: Any = self._client.get("/experts", cast_to=object, options={"headers": self._headers})
+            usable = {printable(str(each["id"])) for each in told["data"] if each["usable"]}
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error) from error
+        except (openai.APIError, KeyError, TypeError, ValueError):  # a server of another kind
+            return known, ()
+        return tuple(each for each in known if each in usable), tuple(each for each in known if each not in usable)
 
     def _unreachable(self, error: openai.APIConnectionError) -> FederationError:
         return FederationError(
