@@ -97,6 +97,7 @@ def nobody(names: frozenset[str]) -> frozenset[str]:
 class Hooks:
     """Functions that decide and remember.
 
+    keyed: whether `authorise` asks for keys, which the API's description then says.
     authorise: what a request may do, from its headers. Raises `motet.serving.api.errors.Refusal` to refuse it. Called
         from a thread, and may block for milliseconds.
     meter: keeps a record; what it raises becomes an answer 503, or a stream's last event. Called from a thread.
@@ -106,6 +107,7 @@ class Hooks:
         keep it to a look at memory, and let it not raise.
     """
 
+    keyed: bool = False
     authorise: Callable[[HTTPConnection], Access] = everybody
     meter: Callable[[Record], None] = nothing
     ready: Callable[[], None] = always

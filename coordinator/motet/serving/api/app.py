@@ -10,28 +10,37 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from jinja2 import TemplateError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from motet.serving.api.answer import Answer
+from motet.serving.api.described import (
+    ERRORS,
+    ChatAnswer,
+    ChatChunk,
+    CompletionAnswer,
+    ExpertList,
+    Health,
+    ModelList,
+    NamedModel,
+    answers_with,
+    describe_events,
+)
 from motet.serving.api.errors import Refusal, install_errors
 from motet.serving.api.forms import ChatForm, CompletionForm
 from motet.serving.api.hosts import LOOPBACK, KnownHosts
+from motet.serving.api.keyed import granted, keyed_router
 from motet.serving.api.limits import Door
-from motet.serving.api.listing import experts_listed, models_listed
+from motet.serving.api.listing import experts_listed, model_listed, named_model
 from motet.serving.api.responses import sent
 from motet.serving.api.schemas import ChatRequest, CompletionRequest, Message
 from motet.serving.api.service import Service
 
 COMPLETION_TOKENS = 16
 """Generated at most by /v1/completions unless the request says otherwise, as OpenAI's does."""
-_OPENAI_ERROR: dict[int | str, dict[str, Any]] = {
-    400: {"description": 'The request cannot be used: {"error": {"message", "type", "param", "code"}}.'},
-    429: {"description": "The queue is full; Retry-After says when to try again."},
-}
 
 
 def build_app(service: Service, *, hosts: Collection[str] | None = LOOPBACK) -> FastAPI:
@@ -45,7 +54,7 @@ def build_app(service: Service, *, hosts: Collection[str] | None = LOOPBACK) -> 
         title="Motet",
         version=version("motet"),
         description=_DESCRIPTION,
-        responses=_OPENAI_ERROR,
+        responses=ERRORS,
         docs_url=None,  # FastAPI's own pages load scripts from a CDN: motet.serving.web has one that does not
         redoc_url=None,
     )
@@ -53,17 +62,26 @@ def build_app(service: Service, *, hosts: Collection[str] | None = LOOPBACK) -> 
     install_errors(app)
     app.add_middleware(KnownHosts, names=hosts)
     app.add_middleware(Door, metrics=service.metrics)
-    _add_generation(app, service)
-    _add_listings(app, service)
+    app.include_router(_generation(service))
+    app.include_router(_listings(service))
+    _add_operation(app, service)
+    describe_events(app)
     return app
 
 
-def _add_generation(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/completions", tags=["generation"], response_model=None)
+def _generation(service: Service) -> APIRouter:
+    router = keyed_router(service)
+
+    @router.post(
+        "/v1/completions",
+        tags=["generation"],
+        response_model=None,
+        responses=answers_with(CompletionAnswer, events=CompletionAnswer),
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a prompt."""
-        access = await service.access(request)
-        chosen = service.experts(body, access)
+        access = granted(request)
+        chosen = service.named(body.model, access, experts=body.experts)
         prompts = await run_in_threadpool(token_ids, service, body.prompt)
         limit = body.max_tokens or COMPLETION_TOKENS
         jobs = [service.job(body, ids, chosen, limit=limit, logprobs=body.logprobs) for ids in prompts]
@@ -72,11 +90,16 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         form = CompletionForm(answer, model=body.model, logprobs=body.logprobs is not None, attribution=told)
         return await sent(request, form, stream=bool(body.stream), usage=body.counts)
 
-    @app.post("/v1/chat/completions", tags=["generation"], response_model=None)
+    @router.post(
+        "/v1/chat/completions",
+        tags=["generation"],
+        response_model=None,
+        responses=answers_with(ChatAnswer, events=ChatChunk),
+    )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        access = await service.access(request)
-        chosen = service.experts(body, access)
+        access = granted(request)
+        chosen = service.named(body.model, access, experts=body.experts)
         ids = await run_in_threadpool(conversation_ids, service, body.messages)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         job = service.job(body, ids, chosen, limit=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
@@ -85,35 +108,39 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         form = ChatForm(answer, model=body.model, logprobs=bool(body.logprobs), attribution=told)
         return await sent(request, form, stream=bool(body.stream), usage=body.counts)
 
+    return router
 
-def _add_listings(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", tags=["listings"])
+
+def _listings(service: Service) -> APIRouter:
+    router = keyed_router(service)
+
+    @router.get("/v1/models", tags=["listings"], response_model=None, responses=answers_with(ModelList))
     async def models(request: Request) -> dict[str, Any]:
         """The model that is served."""
-        await service.access(request)
-        return {"object": "list", "data": [models_listed(service)]}
+        return {"object": "list", "data": [model_listed(service)]}
 
-    @app.get("/v1/models/{name}", tags=["listings"])
+    @router.get("/v1/models/{name:path}", tags=["listings"], response_model=None, responses=answers_with(NamedModel))
     async def model(name: str, request: Request) -> dict[str, Any]:
-        """One model."""
-        await service.access(request)
-        if name != service.name:
-            raise Refusal(f"saw the model {name!r}, wanted {service.name!r}", status=404, code="model_not_found")
-        return models_listed(service)
+        """The model under its name, or with experts behind it, `NAME:-law`."""
+        return named_model(service, granted(request), name)
 
-    @app.get("/v1/experts", tags=["listings"])
+    @router.get("/v1/experts", tags=["listings"], response_model=None, responses=answers_with(ExpertList))
     async def experts(request: Request) -> dict[str, Any]:
         """The experts, and which of them may be used with this key now."""
-        return experts_listed(service, await service.access(request))
+        return experts_listed(service, granted(request))
 
-    @app.get("/healthz", tags=["operation"])
+    return router
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["operation"], responses=answers_with(Health))
     async def healthz() -> Response:
         """Whether the server takes requests, and how busy it is."""
         load, taking = service.engine.load(), service.engine.taking
         body = {"status": "ok" if taking else "stopping", "waiting": load.waiting, "running": load.running}
         return JSONResponse(body, status_code=200 if taking else 503)
 
-    @app.get("/metrics", tags=["operation"])
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
         text = service.metrics.exposition(service.engine.load())

@@ -7,7 +7,7 @@ from motet.serving.expert_sets import ANCHOR
 from motet.serving.hooks import Access
 
 
-def models_listed(service: Service) -> dict[str, Any]:
+def model_listed(service: Service) -> dict[str, Any]:
     """The model, with the digest of its composite."""
     composite = service.composite
     return {
@@ -19,6 +19,15 @@ def models_listed(service: Service) -> dict[str, Any]:
         "context": composite.context,
         "experts": list(composite.roster.names),
     }
+
+
+def named_model(service: Service, access: Access, name: str) -> dict[str, Any]:
+    """The model as it is asked for, NAME or NAME:-law, with the set that it has then.
+
+    Raises ExpertSetError, and Refusal for another model's name.
+    """
+    chosen = service.named(name, access)
+    return model_listed(service) | {"id": name, "experts_used": list(chosen.names), "expert_set": chosen.digest}
 
 
 def experts_listed(service: Service, access: Access) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 service = Service(composite, engine, name="demo")
 access = await service.access(request)
-chosen = service.experts(body, access)
+chosen = service.named(body.model, access, experts=body.experts)
 job = service.job(body, prompt, chosen, limit=16, logprobs=None)
 """
 
@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from motet.serving.api.errors import Refusal
 from motet.serving.api.metrics import Metrics
-from motet.serving.api.schemas import ChatRequest, CompletionRequest
+from motet.serving.api.schemas import ChatRequest, CompletionRequest, Experts
 from motet.serving.engine.engine import Engine
 from motet.serving.engine.job import Job, Sampling
 from motet.serving.engine.loading import Composite
@@ -43,9 +43,12 @@ class Service:
         known = frozenset(self.composite.roster.names)
         return (known if access.allowed is None else known & access.allowed) - self.hooks.withdrawn(known) | {ANCHOR}
 
-    def experts(self, body: CompletionRequest | ChatRequest, access: Access) -> ExpertSet:
-        """The set that a request asks for. Raises ExpertSetError, and Refusal for another model's name."""
-        name, include, exclude = asked_by_name(body.model)
+    def named(self, model: str, access: Access, *, experts: Experts | None = None) -> ExpertSet:
+        """The set that a model's name asks for, or `experts` beside it.
+
+        Raises ExpertSetError, and Refusal for another model's name and for two sets at once.
+        """
+        name, include, exclude = asked_by_name(model)
         if name != self.name:
             raise Refusal(
                 f"saw the model {name!r}, wanted {self.name!r}; /v1/models lists what is served",
@@ -53,11 +56,11 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
-        if body.experts is not None and (include is not None or exclude):
+        if experts is not None and (include is not None or exclude):
             raise Refusal("saw experts in the model's name and in the body, wanted one of them; drop the other")
-        if body.experts is not None:
-            include = None if body.experts.include is None else tuple(body.experts.include)
-            exclude = tuple(body.experts.exclude or ())
+        if experts is not None:
+            include = None if experts.include is None else tuple(experts.include)
+            exclude = tuple(experts.exclude or ())
         return self.composite.roster.choose(include=include, exclude=exclude, allowed=self.usable(access))
 
     def job(
