@@ -73,6 +73,7 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         books = opened.enter_context(Books(store, (roster.anchor, *roster.contributions)))
         yield Governed(
             hooks=Hooks(
+                keyed=rules is not None,
                 authorise=_door(roster, members, rules, policy),
                 meter=books.keep,
                 ready=books.require_open,
