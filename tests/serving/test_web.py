@@ -343,6 +343,29 @@ def test_the_reference_shows_an_operation(pages: Site, tab: Callable[..., Page])
     assert f"{pages.url}/openapi.json" in asked
 
 
+@needs_chromium
+def test_the_reference_sends_the_readers_key(tab: Callable[..., Page]) -> None:
+    def authorise(request: HTTPConnection) -> Access:
+        if request.headers.get("authorization") != "Bearer good":
+            raise Refusal("saw no key that is known, wanted one", status=401)
+        return Access()
+
+    with site(speaking(WORDS), hooks=Hooks(keyed=True, authorise=authorise)) as guarded:
+        page = tab()
+        page.goto(f"{guarded.url}/docs")
+        page.get_by_role("button", name="Authorize").first.click()
+        asking = page.locator(".auth-container")
+        asking.get_by_role("textbox").fill("good")
+        asking.get_by_role("button", name="Apply credentials").click()
+        asking.get_by_role("button", name="Close").click()
+        operation = page.locator("#operations-listings-models_v1_models_get")
+        operation.get_by_role("button").first.click()
+        operation.get_by_role("button", name="Try it out").click()
+        with page.expect_response(f"{guarded.url}/v1/models") as answered:
+            operation.get_by_role("button", name="Execute").click()
+        assert answered.value.status == 200
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
