@@ -15,6 +15,7 @@ import pytest
 from motet.coordinator.ledger_store import LedgerStore
 from motet.protocols.contribution import Terms
 from motet.protocols.errors import ConfigurationError
+from motet.serving.api.described import UsageAnswer
 from motet.serving.chat.voice import Voice
 from motet.serving.engine.loading import Composite, load_composite
 from motet.serving.governing import governed
@@ -229,6 +230,7 @@ def test_a_tenant_sees_its_own_usage(server: Served, policy: Path, federation: F
     whole = server.client(clinic).completions.create(**GREEDY, extra_body={"attribution": True})
     server.client(guest).completions.create(**GREEDY)
     told = httpx.get(f"{server.url}/v1/usage", headers={"Authorization": f"Bearer {clinic}"}).json()
+    UsageAnswer.model_validate(told, strict=True, extra="forbid")
     assert (told["tenant"], told["answers"], told["generated_tokens"]) == ("clinic", 1, 8)
     assert told["server"] == server_key(tmp_path / "state").public
     assert sum(each["microtokens"] for each in told["experts"]) == 8_000_000
@@ -242,6 +244,12 @@ def test_a_tenant_sees_its_own_usage(server: Served, policy: Path, federation: F
         f"{server.url}/v1/usage?since={int(time.time()) + 9}", headers={"Authorization": f"Bearer {clinic}"}
     ).json()
     assert (later["answers"], later["experts"]) == (0, [])
+
+
+def test_the_key_is_looked_at_first_and_described(server: Served) -> None:
+    assert httpx.get(f"{server.url}/v1/usage?since=x").status_code == 401
+    described = httpx.get(f"{server.url}/openapi.json").json()
+    assert described["paths"]["/v1/usage"]["get"]["security"] == [{"HTTPBearer": []}]
 
 
 @pytest.mark.parametrize("query", ["since=-1", "since=x", "since=9&until=3", "until=99999999999999"])

@@ -223,6 +223,33 @@ class ExpertList(BaseModel):
     default: DefaultSet
 
 
+class ExpertUsage(BaseModel):
+    """What of one expert was used."""
+
+    name: str
+    contribution: str
+    owner: str | None = Field(description="The owner's public key; null of the anchor, and where it is not known.")
+    answers: int
+    generated_tokens: int = Field(description="Of these answers.")
+    microtokens: int = Field(description="Its gate mass, in millionths of a generated token.")
+    share: float = Field(description="Of the gate mass of all tokens that were generated in the period.")
+
+
+class UsageAnswer(BaseModel):
+    """What a key's tenant has used."""
+
+    object: Literal["usage"]
+    tenant: str | None = Field(description="Null where there are no accounts.")
+    server: str = Field(description="The public key that signs this server's statements.")
+    since: str = Field(description="ISO 8601, UTC.")
+    until: str | None = Field(description="Null: until now.")
+    answers: int
+    prompt_tokens: int
+    generated_tokens: int
+    experts: list[ExpertUsage]
+    notice: str
+
+
 class Health(BaseModel):
     """How busy the server is."""
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from motet.serving.api.described import UsageAnswer, answers_with
 from motet.serving.api.errors import Refusal
 from motet.serving.api.keyed import granted, keyed_router
 from motet.serving.api.service import Service
@@ -22,7 +23,7 @@ def usage_router(service: Service, store: UsageStore, *, server: str) -> APIRout
     """The endpoint, for an application with this service; `server` is the public key that signs its statements."""
     router = keyed_router(service)
 
-    @router.get("/v1/usage", tags=["listings"])
+    @router.get("/v1/usage", tags=["listings"], response_model=None, responses=answers_with(UsageAnswer))
     async def usage(request: Request, since: _Seconds = None, until: _Seconds = None) -> dict[str, Any]:
         """What the tenant of this key has used: gate mass, in generated tokens, by expert."""
         access = granted(request)
