@@ -151,7 +151,8 @@ def test_a_long_conversation_has_what_room_is_left(templated: bool) -> None:
     assert "[stopped: the model's context is full; /forget begins anew]" in told
 
 
-def test_without_a_key_none_is_sent() -> None:
+def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOTET_API_KEY", raising=False)
     heard: list[str | None] = []
 
     def authorise(request: HTTPConnection) -> Access:
@@ -196,10 +197,11 @@ def test_a_conversation_through_a_pipe(
     script = "/help\nhello there\n/mute news law\nand again\n/who\n\n/nonsense\n/quit\nnever sent\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(script))
     assert run(["chat", str(federation.composite), "--max-tokens", "5", "--seed", "1"]) == 0
-    told = capsys.readouterr().out
+    told, notes = capsys.readouterr()
     assert told.startswith(HELP[0])
     assert "speaking: anchor, " in told
     assert {each.split()[0] for each in told.splitlines() if each.endswith(" %")} == {"anchor", "art", "math"}
     assert "saw /nonsense" in told
+    assert "withdrawals are not watched" in notes
     assert run(["chat", str(tmp_path)]) == AssemblyError.exit_code
     assert "composite.json" in capsys.readouterr().err

@@ -214,6 +214,12 @@ def test_what_may_surprise_is_noted(loaded: Composite, federation: Federation, t
     with governed(loaded, policy=None, home=None, state=tmp_path / "state") as given:
         assert given.notes[0].startswith("the terms of ")
         assert "neither their purpose nor their expiry counts" in given.notes[0]
+        other = replace(loaded, digest="sha256:" + "9" * 64)
+        with (
+            pytest.raises(ConfigurationError, match="in use by a server of another composite"),
+            governed(other, policy=None, home=None, state=tmp_path / "state"),
+        ):
+            pass
         assert given.notes[1:] == ("withdrawals are not watched; --home or a policy's `deny_list` tells them",)
 
 

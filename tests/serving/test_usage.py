@@ -157,6 +157,22 @@ def test_the_same_period_is_stated_alike_for_ever(store: UsageStore, tmp_path: P
     assert statement_of(store, key, owner=None, since=0, until=until) == first
 
 
+def test_an_owner_who_becomes_known_later_is_stated_what_was_used_before(store: UsageStore, tmp_path: Path) -> None:
+    key, later = server_key(tmp_path), "ed25519:" + "1" * 64
+    store.keep(record(0, (0.5, 0.25, 0.25)), IDS)
+    until = store.now()
+
+    def stated(owner: str | None) -> dict[str, int]:
+        signed = statement_of(store, key, owner=owner, since=0, until=until)
+        return {each.contribution: each.microtokens for each in signed.open(UsageStatement).experts}
+
+    before = stated(None)
+    assert stated(later) == {}
+    store.introduce([Expert(contribution=IDS[2], name="news", owner=later)])
+    assert stated(None) == before
+    assert stated(later) == {IDS[2]: 250_000}
+
+
 def test_a_period_must_be_over(store: UsageStore, tmp_path: Path) -> None:
     key = server_key(tmp_path)
     for since, until in ((0, store.now() + 60_000), (500, 400)):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from motet.protocols.canonical import storage_errors
 from motet.protocols.contribution import Contribution
 from motet.protocols.errors import ConfigurationError
 from motet.serving.engine.loading import Composite
@@ -26,7 +25,7 @@ from motet.serving.policy.members import members_of, missing, read_contributions
 from motet.serving.policy.rules import EVERYBODY, Policy, obstacle
 from motet.serving.policy.sources import DenyList, LedgerSource, Source
 from motet.serving.policy.withdrawals import Withdrawals
-from motet.serving.state import USAGE_FILE
+from motet.serving.state import USAGE_FILE, used_by
 from motet.serving.usage.books import Books
 from motet.serving.usage.endpoint import usage_router
 from motet.serving.usage.statement import server_key
@@ -53,7 +52,8 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         state: the folder of the server's key and usage, made if it is not there.
 
     Raises:
-        ConfigurationError: policy, home or state cannot be used, or terms are missing.
+        ConfigurationError: policy, home or state cannot be used, or terms are missing, or a server of another composite
+            uses `state`.
         LedgerError: the ledger's chain does not hold.
         StorageError: `state` cannot be written.
     """
@@ -69,6 +69,7 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         sources: list[Source] = [] if ledger is None else [ledger]
         if rules is not None and rules.deny_list is not None:
             sources.append(DenyList(_beside(policy, rules.deny_list), roster))
+        opened.enter_context(used_by(state, composite.digest))
         store, server = opened.enter_context(_store(state, roster, members)), server_key(state).public
         books = opened.enter_context(Books(store, (roster.anchor, *roster.contributions)))
         yield Governed(
@@ -115,8 +116,6 @@ def _withdrawals(roster: Roster, members: dict[str, Contribution], sources: Sequ
 
 
 def _store(state: Path, roster: Roster, members: dict[str, Contribution]) -> UsageStore:
-    with storage_errors(state, new=True):
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = UsageStore(state / USAGE_FILE)
     try:
         own = zip(roster.contributions, roster.names[1:], strict=True)

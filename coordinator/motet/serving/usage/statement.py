@@ -1,7 +1,8 @@
 """A statement: what a server says experts took part in, signed with its own key.
 
-Guarantees: it names nobody who asked; the same period of the same store gives the same figures for ever; whoever has
-it and the server's public key can tell that it was not changed.
+Guarantees: it names nobody who asked; the same period of the same store gives the same answers and the same figures of
+each contribution for ever, under the names and owners that the server knows when it states; whoever has it and the
+server's public key can tell that it was not changed.
 
     signed = statement_of(store, key, owner=None, since=None, until=None)
     checked(Path("statement.json"), by=public_key)              # SignatureError unless it holds

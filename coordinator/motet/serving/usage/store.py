@@ -2,7 +2,8 @@
 
 Guarantees: a record is on the disk when `keep` returns; an answer's gate mass is kept in whole microtokens, millionths
 of a generated token, which sum to exactly its generated tokens, so that sums over any period are exact; times of
-keeping never go back, and what a period held when it was asked for is what it holds for ever.
+keeping never go back, and what a period held when it was asked for is what it holds for ever, though names and owners
+of contributions may become known later.
 
     store.introduce([Expert(contribution=digest, name="law", owner=None)])
     store.keep(record, ids)                             # ids: by expert id, the anchor's or a contribution's digest
