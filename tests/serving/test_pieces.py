@@ -114,6 +114,8 @@ def test_parts_of_characters_are_told_apart_and_join_to_the_answer(client: OpenA
     data = b"".join(bytes(each.bytes) for each in told)
     assert data.decode("utf-8", "replace") == choice.message.content
     assert any(each.token.startswith("\\x") for each in told)
+    shares = client.chat.completions.create(extra_body={"attribution": True}, **asked).choices[0].model_extra
+    assert [each["token"] for each in shares["attribution"]["tokens"]] == [each.token for each in told]
     for each in told:
         assert len({one.token for one in each.top_logprobs}) == 20
 

@@ -57,9 +57,10 @@ class Form:
     def _told(self, number: int, tokens: Sequence[Token], finish: str | None) -> dict[str, Any]:
         """What choices and deltas of both kinds have."""
         told: dict[str, Any] = {"index": number, "finish_reason": finish}
-        told["logprobs"] = self._logprobs(self._pieces(number, tokens)) if self.logprobs and tokens else None
+        pieces = self._pieces(number, tokens) if self.logprobs or self.attribution else []
+        told["logprobs"] = self._logprobs(pieces) if self.logprobs and pieces else None
         if self.attribution:
-            told["attribution"] = self._attributed(tokens)
+            told["attribution"] = self._attributed(tokens, pieces)
         return told
 
     def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Form:
             self._readings[number] = Reading(self.answer.service.composite.tokenizer, job.prompt)
         return [self._readings[number].take(token) for token in tokens]
 
-    def _attributed(self, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _attributed(self, tokens: Sequence[Token], pieces: Sequence[Piece]) -> dict[str, Any]:
         """Gate mass: each expert's, in tokens, and its share of every token, by expert name where it has any."""
         names = self.answer.service.composite.roster.names
         named = [
@@ -83,7 +84,8 @@ class Form:
         return {
             "mass": {name: value for name, value in mass.items() if name in self.answer.experts.names},
             "tokens": [
-                {"id": token.id, "token": token.text, "shares": each} for token, each in zip(tokens, named, strict=True)
+                {"id": token.id, "token": piece.chosen.name, "shares": shares}
+                for token, piece, shares in zip(tokens, pieces, named, strict=True)
             ],
         }
 
