@@ -13,6 +13,7 @@ from motet.protocols.errors import ConfigurationError, LedgerError
 from motet.serving.policy.members import members_of, missing, read_contributions, terms_of, write_contributions
 from motet.serving.policy.sources import DenyList, LedgerSource
 from motet.serving.policy.withdrawals import BLIND_SECONDS, LOOK_SECONDS, Withdrawals
+from motet.serving.web.ledger_reading import LedgerReading
 
 from .federated import TERMS, Federation, found_federation
 
@@ -214,6 +215,7 @@ def test_a_home_is_only_read(federation: Federation) -> None:
     before = {path.name: path.read_bytes() for path in federation.home.iterdir()}
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)])
     gone.look()
+    LedgerReading(federation.home / "ledger.sqlite").look()
     assert {path.name: path.read_bytes() for path in federation.home.iterdir()} == before
     with LedgerStore(federation.home / "ledger.sqlite"):  # and while a coordinator works there
         gone.look()

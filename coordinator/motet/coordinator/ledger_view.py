@@ -41,7 +41,7 @@ class LedgerView:
             StorageError: it cannot be read now.
         """
         head = self._read_head()  # before the entries: it is written after them
-        with _reading(self.path) as database:
+        with reading(self.path) as database:
             onto = self._standing if self._continues(database) else Standing()
             start = 0 if onto.last is None else onto.last.sequence + 1
             standing = fold(self._entries(database, start), onto)
@@ -100,8 +100,8 @@ class LedgerView:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A database of which everything is read in one transaction.
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A ledger's database, of which everything is read in one transaction. Raises StorageError and LedgerError.
 
     Where there is no log beside it, nobody is writing: then it is opened as a file that does not change, for SQLite
     would make the log, and its index, for a mere reader. If somebody begins to write in that moment, what is read may

@@ -8,24 +8,21 @@ and only what is new is read again.
     reading.standing.active, reading.lines, reading.decisions
 """
 
-import sqlite3
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from motet.coordinator.ledger_view import reading
 from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution, JoinRequest, Withdrawal
-from motet.protocols.errors import DocumentError, LedgerError, StorageError
+from motet.protocols.errors import DocumentError, LedgerError
 from motet.protocols.ledger import EntryKind, LedgerEntry, Standing, fold
 from motet.protocols.signing import Signed
 
 KEPT = 200
 """How many of the newest lines are kept."""
-BUSY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +78,9 @@ class LedgerReading:
             raise LedgerError(f"{self._path}: an entry is damaged: {error}; restore a backup") from error
 
     def _newer(self, start: int) -> list[str]:
-        try:
-            address = f"file:{quote(str(self._path.absolute()))}?mode=ro"
-            with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
-                rows = database.execute("SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence", (start,))
-                return [text for (text,) in rows]
-        except sqlite3.OperationalError as error:
-            raise StorageError(f"cannot read {self._path}: {error}; look again, or check its rights") from error
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(f"{self._path} is damaged: {error}; restore a backup") from error
+        with reading(self._path) as database:
+            rows = database.execute("SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence", (start,))
+            return [text for (text,) in rows]
 
     def _note(self, entry: LedgerEntry) -> None:
         told = _WORDS[entry.kind](entry.body)
