@@ -7,6 +7,8 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from motet.serving.api.schemas import ChatRequest, CompletionRequest
+
 from .conftest import NAME, Running
 
 GREEDY = {"model": NAME, "temperature": 0.0, "max_tokens": 8}
@@ -44,15 +46,19 @@ NEUTRAL = [
 NEUTRAL_COMPLETION = [{"suffix": None}, {"logit_bias": {}}, {"best_of": 1}, {"echo": False}, {"frequency_penalty": 0.0}]
 
 
-def test_values_that_ask_for_nothing_are_taken(server: Running) -> None:
-    refused = {
-        str(each): told for each in NEUTRAL if (told := status_and_message(server, {"messages": ASKED} | each))[1]
-    }
-    path = "/v1/completions"
-    for each in NEUTRAL_COMPLETION:
-        if (told := status_and_message(server, {"prompt": "x"} | each, path=path))[1]:
-            refused[str(each)] = told
-    assert refused == {}
+@pytest.mark.parametrize("asked", NEUTRAL, ids=str)
+def test_values_that_ask_for_nothing_are_taken(asked: dict) -> None:
+    ChatRequest.model_validate(GREEDY | {"messages": ASKED} | asked)
+
+
+@pytest.mark.parametrize("asked", NEUTRAL_COMPLETION, ids=str)
+def test_values_that_ask_for_nothing_are_taken_with_a_prompt(asked: dict) -> None:
+    CompletionRequest.model_validate(GREEDY | {"prompt": "x"} | asked)
+
+
+def test_all_that_asks_for_nothing_may_be_sent_at_once(server: Running) -> None:
+    every = {name: value for each in NEUTRAL for name, value in each.items()}
+    assert status_and_message(server, {"messages": ASKED} | every) == (200, "")
 
 
 @pytest.mark.parametrize(
