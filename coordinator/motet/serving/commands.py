@@ -47,7 +47,11 @@ def serve(
         ),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="The folder of the server's key and usage; below $XDG_STATE_HOME if not given.")
+        Path | None,
+        typer.Option(
+            help="The folder of the server's key and usage, of one composite at a time; below $XDG_STATE_HOME if not "
+            "given."
+        ),
     ] = None,
 ) -> None:
     """Serve a composite to OpenAI's clients, each request with the experts it names; to people, a page at /."""

@@ -48,7 +48,7 @@ class Policy(TomlFile):
     coordinator's ledger that `--home` names."""
     deny_list: str | None = None
     """A file of experts that have been withdrawn, a name or a contribution's digest a line; read again whenever it
-    changes. None is none."""
+    changes. None is none, and withdrawals are not watched where there is no ledger either."""
 
     @model_validator(mode="after")
     def _named(self) -> Self:
