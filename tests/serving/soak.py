@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 
 import httpx
 import psutil
-import torch
 
+from motet.serving.engine.job import Job, Sampling
 from motet.serving.engine.loading import Composite
-from motet.serving.engine.network import Network, Row
 
 from .conftest import NAME
+from .judge import Said
 
-NEAR_TIE = 1e-4
 BAD_BODIES = (
     *(b"{", b"null", b"[1]", b"\xff", b'{"model": "demo"}', b'{"model": "demo", "prompt": "x", "unknown": 1}'),
     b'{"model": "demo:-nobody", "prompt": "x"}',
@@ -34,7 +33,7 @@ class Outcome:
     """What came back: statuses, whole answers with what was asked, how often the queue was full, resident bytes."""
 
     statuses: Counter[int] = field(default_factory=Counter)
-    answers: list[tuple[tuple[int, ...], tuple[str, ...], list[int]]] = field(default_factory=list)
+    answers: list[tuple[Job, list[Said]]] = field(default_factory=list)
     cancelled: int = 0
     full: int = 0
     resident: list[int] = field(default_factory=list)
@@ -49,40 +48,71 @@ async def soak(url: str, composite: Composite, process: psutil.Process, *, reque
 
         async def ask_on() -> None:
             for _ in asked:
-                await _ask(client, composite.roster.names, draw, outcome)
+                await _ask(client, composite, draw, outcome)
                 outcome.resident.append(process.memory_info().rss)
 
         await asyncio.gather(*(ask_on() for _ in range(clients)))
     return outcome
 
 
-async def _ask(client: httpx.AsyncClient, names: Sequence[str], draw: random.Random, outcome: Outcome) -> None:
+async def _ask(client: httpx.AsyncClient, composite: Composite, draw: random.Random, outcome: Outcome) -> None:
     what = draw.random()
     if what < 0.15:
         headers = {"content-type": "application/json"}
         found = await client.post("/v1/completions", content=draw.choice(BAD_BODIES), headers=headers)
         outcome.statuses[found.status_code] += 1
         return
-    kept = ("anchor", *(name for name in names[1:] if draw.random() < 0.6))
-    beginning = (draw.choice((5, 6)), draw.choice((7, 8)), 9) * draw.choice((1, 8))  # many begin alike
-    prompt = (*beginning, *(draw.randrange(5, 200) for _ in range(draw.randint(1, 20))))
-    body = {"model": NAME, "prompt": list(prompt), "temperature": 0, "max_tokens": draw.randint(1, 24)}
-    body |= {"experts": {"include": list(kept)}, "attribution": True}
+    path, body, job = _drawn(composite, draw)
     if what < 0.35:
-        await _leave_early(client, body | {"stream": True, "max_tokens": 60}, draw.randint(0, 5), outcome)
+        await _leave_early(client, path, body | {"stream": True, "max_tokens": 60}, draw.randint(0, 5), outcome)
         return
-    while (found := await client.post("/v1/completions", json=body)).status_code == 429:
+    while (found := await client.post(path, json=body)).status_code == 429:
         outcome.full += 1
         assert int(found.headers["retry-after"]) >= 1
         await asyncio.sleep(0.1)
     outcome.statuses[found.status_code] += 1
     if found.status_code == 200:
-        told = found.json()["choices"][0]["attribution"]["tokens"]
-        outcome.answers.append((prompt, kept, [token["id"] for token in told]))
+        outcome.answers.append((job, [_said(choice) for choice in found.json()["choices"]]))
 
 
-async def _leave_early(client: httpx.AsyncClient, body: dict, after: int, outcome: Outcome) -> None:
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
+def _drawn(composite: Composite, draw: random.Random) -> tuple[str, dict, Job]:
+    """A request: its path, its body, and the job that it is. Some draw, some have two answers, stop texts, turns."""
+    kept = ("anchor", *(name for name in composite.roster.names[1:] if draw.random() < 0.6))
+    sampling = Sampling(
+        max_tokens=draw.randint(1, 20),
+        temperature=draw.choice((0.0, 0.0, 1.0)),
+        seed=draw.randrange(2**40),
+        stop=draw.choice(((), (), ("e", "qu"), ("A", " ", "\N{REPLACEMENT CHARACTER}"))),
+    )
+    samples = draw.choice((1, 1, 1, 2))
+    path, asked, prompt = _conversation(composite, draw) if draw.random() < 0.25 else _prompt(draw)
+    body = {"model": NAME, "experts": {"include": list(kept)}, "attribution": True, "n": samples} | asked
+    body |= {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "seed": sampling.seed}
+    body |= {"stop": list(sampling.stop)} if sampling.stop else {}
+    chosen = composite.roster.choose(include=kept)
+    return path, body, Job(prompt=tuple(prompt), experts=chosen, sampling=sampling, samples=samples)
+
+
+def _prompt(draw: random.Random) -> tuple[str, dict, Sequence[int]]:
+    beginning = (draw.choice((5, 6)), draw.choice((7, 8)), 9) * draw.choice((1, 8))  # many begin alike
+    prompt = (*beginning, *(draw.randrange(5, 200) for _ in range(draw.randint(1, 20))))
+    return "/v1/completions", {"prompt": list(prompt)}, prompt
+
+
+def _conversation(composite: Composite, draw: random.Random) -> tuple[str, dict, Sequence[int]]:
+    told = [{"role": "user", "content": "".join(draw.choices("abc €", k=draw.randint(1, 12)))}]
+    ids = composite.tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return "/v1/chat/completions", {"messages": told}, ids
+
+
+def _said(choice: dict) -> Said:
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    ids = tuple(token["id"] for token in choice["attribution"]["tokens"])
+    return Said(ids=ids, text=text, finish=choice["finish_reason"])
+
+
+async def _leave_early(client: httpx.AsyncClient, path: str, body: dict, after: int, outcome: Outcome) -> None:
+    async with client.stream("POST", path, json=body) as answer:
         outcome.statuses[answer.status_code] += 1
         lines = 0
         async for _ in answer.aiter_lines():
@@ -90,18 +120,3 @@ async def _leave_early(client: httpx.AsyncClient, body: dict, after: int, outcom
             if lines > after:
                 outcome.cancelled += 1
                 return
-
-
-def lead_where_it_differs(
-    composite: Composite, prompt: Sequence[int], kept: Sequence[str], said: Sequence[int]
-) -> float | None:
-    """By how much the likeliest token led where an answer first differs from the one given alone; None if nowhere."""
-    network, chosen = Network(composite.model), composite.roster.choose(include=kept)
-    state, pending = network.new_state(chosen.digest), tuple(prompt)
-    for token in said:
-        logits = network.run([Row(state=state, tokens=pending, mask=chosen.mask)]).logits[0]
-        if int(logits.argmax()) != token:
-            top = torch.topk(logits, 2).values
-            return float(top[0] - top[1])
-        pending = (token,)
-    return None

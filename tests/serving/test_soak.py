@@ -22,7 +22,8 @@ from motet.serving.engine.loading import load_composite
 
 from .conftest import NAME
 from .federated import found_federation
-from .soak import NEAR_TIE, lead_where_it_differs, soak
+from .judge import fault
+from .soak import soak
 
 REQUESTS = int(os.environ.get("MOTET_SOAK_REQUESTS", "200"))
 OUTSIDE = "models.example.org"
@@ -79,8 +80,7 @@ def test_many_clients_with_random_sets(served: tuple[subprocess.Popen[str], str]
     assert outcome.cancelled > REQUESTS / 20
     assert outcome.full > 0
     assert emptied(url) == {"status": "ok", "waiting": 0, "running": 0}
-    leads = [lead_where_it_differs(composite, *answer) for answer in outcome.answers]
-    assert [lead for lead in leads if lead is not None and lead >= NEAR_TIE] == []
+    assert [wrong for answer in outcome.answers if (wrong := fault(composite, *answer))] == []
     quarter = len(outcome.resident) // 4
     begun, ended = (median(part) for part in (outcome.resident[quarter : 2 * quarter], outcome.resident[-quarter:]))
     assert ended < 1.05 * begun
