@@ -81,7 +81,7 @@ def test_a_low_rank_expert_runs_for_the_tokens_that_choose_it(prompts) -> None:
     experts = model.model.layers[0].mlp.experts
     seen = {}
     for number in (1, 3, 5):
-        experts[number].register_forward_pre_hook(
+        experts[number].gate_proj.lora_A.register_forward_pre_hook(
             lambda _module, args, number=number: seen.update({number: len(args[0])})
         )
     chosen = []
@@ -161,6 +161,24 @@ def test_float32_factors_train_beside_a_bf16_anchor_under_autocast(prompts) -> N
         optimiser.step()
         optimiser.zero_grad()
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_factors_of_another_dtype_and_scale_with_sets_per_row_under_autocast(prompts) -> None:
+    anchor = tiny_anchor().to(torch.bfloat16)
+    experts = []
+    for name in ("art", "math"):
+        expert = expert_of(anchor, name)
+        factors = {
+            key: Factors(a=each.a.float() / 4, b=each.b.float() / 4, scale=2) for key, each in expert.factors.items()
+        }
+        experts.append(replace(expert, factors=factors))
+    model = compose(anchor, experts)
+    sets = [["math"], ["art"], ["anchor"], ["art", "math"]]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        together = logits(model, prompts, expert_sets=sets)
+        alone = [logits(model, prompts[number : number + 1], expert_sets=each) for number, each in enumerate(sets)]
+    spread = largest(together[0] - logits(model, prompts, expert_sets=["anchor"])[0])
+    assert largest(together - torch.cat(alone)) < 0.1 * spread
 
 
 def test_gradients_are_those_of_the_expansion(prompts) -> None:

@@ -61,6 +61,11 @@ class LowRank(nn.Module):
         changed: Tensor = self.lora_B(lowered if self.scale == 1.0 else lowered * self.scale, base)
         return changed
 
+    def add_to(self, base: Tensor, inputs: Tensor) -> None:
+        """Adds scale B A inputs to `base` (tokens, out) in place; not for gradients."""
+        lowered, raising = self.lora_A(inputs).to(base), self.lora_B.weight.t().to(base)
+        base.addmm_(lowered, raising, alpha=self.scale)
+
 
 class LowRankMLP(nn.Module):
     """A low-rank expert's three changes. It computes nothing alone: see `mix_lowrank`."""
@@ -76,6 +81,11 @@ class LowRankMLP(nn.Module):
         """The expert's activations (tokens, intermediate), from the anchor's gate and up products of the same shape."""
         raised: Tensor = self.up_proj(tokens, up)
         return activation(self.gate_proj(tokens, gate)) * raised
+
+    def change_(self, tokens: Tensor, gate: Tensor, up: Tensor) -> None:
+        """Adds the expert's change to the anchor's gate and up products (tokens, intermediate), in place."""
+        self.gate_proj.add_to(gate, tokens)
+        self.up_proj.add_to(up, tokens)
 
 
 def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
@@ -132,22 +142,59 @@ def _activated(
 
     Both are in the dtype of `weights`.
     """
-    inner, outer = gate.new_zeros(gate.shape, dtype=weights.dtype), tokens.new_zeros(tokens.shape, dtype=weights.dtype)
-    counts = (weights != 0).sum(dim=0).tolist()
-    for number in (0, *experts):
-        if not counts[number]:
-            continue
-        rows = None if counts[number] == len(tokens) else weights[:, number].nonzero().squeeze(-1)
-        seen, gated, raised, weight = _at(rows, tokens, gate, up, weights[:, number : number + 1])
-        active = experts[number](seen, gated, raised, activation) if number else activation(gated) * raised
+    counts = dict(enumerate((weights != 0).sum(dim=0).tolist()))
+    taking_part = {number: expert for number, expert in experts.items() if counts[number]}
+    shared = all(counts[number] == len(tokens) for number in taking_part)
+    summed = _in_turn if shared or torch.is_grad_enabled() else _in_pairs
+    inner = weights[:, :1] * (activation(gate) * up)
+    outer = tokens.new_zeros(tokens.shape, dtype=weights.dtype)
+    return summed(activation, taking_part, (tokens, gate, up), weights, inner, outer)
+
+
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Of the same tokens: (tokens, hidden), and the anchor's gate and up products (tokens, intermediate)."""
+
+
+def _in_turn(
+    activation: Activation,
+    experts: Mapping[int, LowRankMLP],
+    parts: Parts,
+    weights: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Expert by expert: nothing is copied for one that all tokens have."""
+    for number, expert in experts.items():
+        column = weights[:, number]
+        rows = None if bool(column.all()) else column.nonzero().squeeze(-1)
+        *seen, weight = (part if rows is None else part[rows] for part in (*parts, column.unsqueeze(-1)))
+        active = expert(*seen, activation)
         inner = _added(inner, weight * active, rows)
-        if number:
-            outer = _added(outer, weight * experts[number].down_proj(active), rows)
+        outer = _added(outer, weight * expert.down_proj(active), rows)
     return inner, outer
 
 
-def _at(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tensors if rows is None else tuple(tensor[rows] for tensor in tensors)
+def _in_pairs(
+    activation: Activation,
+    experts: Mapping[int, LowRankMLP],
+    parts: Parts,
+    weights: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """All pairs of an expert and a token that has it at once, below each other by expert: where tokens differ in their
+    experts, what is copied is copied in few strokes. No gradients; `inner` and `outer` are changed.
+    """
+    shares = weights[:, list(experts)].t()  # (experts, tokens)
+    taking_part = shares != 0
+    rows, counts = taking_part.nonzero()[:, 1], taking_part.sum(dim=1).tolist()
+    copies = [part[rows] for part in parts]  # (pairs, ...)
+    for expert, *own in zip(experts.values(), *(torch.split(copy, counts) for copy in copies), strict=True):
+        expert.change_(*own)
+    active = activation(copies[1]).mul_(copies[2])
+    changes = [expert.down_proj(own) for expert, own in zip(experts.values(), torch.split(active, counts), strict=True)]
+    weight = shares[taking_part].unsqueeze(-1)
+    return inner.index_add_(0, rows, weight * active), outer.index_add_(0, rows, weight * torch.cat(changes))
 
 
 def _added(total: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:

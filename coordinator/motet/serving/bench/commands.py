@@ -23,7 +23,7 @@ def serve(
     The composite is random, of a Llama anchor 512 wide with 8 layers; about 100M
     parameters as it comes. `generate` of transformers runs on its stock export
     (Mixtral), in which low-rank experts are dense, at a batch of 4. The server is
-    asked by HTTP, streaming, from the same process. Sets in one batch are of equal
+    asked by HTTP, streaming, from another process. Sets in one batch are of equal
     size: same-4 and mixed-4 differ only in whether they are the same. The JSON has
     throughput_vs_generate (at 4), mixed_sets_overhead_percent (the worse of 4
     and 16 requests), batching_speedup_16 (against one request after another),

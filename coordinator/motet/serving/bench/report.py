@@ -112,7 +112,11 @@ class Report(Strict):
             yield f"{name:12} {median(speeds):8.1f} tokens/s  ({min(speeds):.1f} to {max(speeds):.1f})"
         for number in (4, 16):
             wall, processor = self.overhead(number), self.overhead_by_processor(number)
-            yield f"mixed sets   {wall:+.1f} % at {number} requests, {processor:+.1f} % of processor time"
+            everybody = 100 * (self.ratio(f"server-{number}", f"mixed-{number}") - 1)
+            yield (
+                f"mixed sets   {wall:+.1f} % at {number} requests, {processor:+.1f} % of processor time; "
+                f"{everybody:+.1f} % against everybody's set"
+            )
         for name, aim in AIMS.items():
             yield f"{name:28} {found[name]:>9}   aim {aim}"
         yield "ttft_ms      " + ", ".join(f"{value} at {name}" for name, value in found["ttft_ms"].items())

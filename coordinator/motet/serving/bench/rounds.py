@@ -3,17 +3,16 @@
 report = run_serve(Settings(), tell=note)
 """
 
-import asyncio
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
-import httpx
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -21,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from motet.protocols.canonical import storage_errors
 from motet.serving.api.app import build_app
 from motet.serving.api.service import Service
+from motet.serving.bench.clients import Clients
 from motet.serving.bench.material import different_sets, load_material, write_material
 from motet.serving.bench.report import Report, Run, Settings
 from motet.serving.engine.engine import Engine
@@ -45,8 +45,8 @@ def run_serve(settings: Settings, *, tell: Callable[[str], None]) -> Report:
         composite, stock = load_material(folder)
         parameters = {"composite": _parameters(composite.model), "stock": _parameters(stock)}
         runs = []
-        with _server(composite) as url:
-            bench = _Bench(settings, composite, stock, url)
+        with Clients() as clients, _server(composite) as url:
+            bench = _Bench(settings, composite, stock, url, clients)
             bench.round(warm=True)
             for number in range(settings.rounds):
                 tell(f"round {number + 1} of {settings.rounds}")
@@ -66,28 +66,61 @@ def switches(composite: Composite, number: int) -> list[float]:
     return seconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """What some requests took, in seconds."""
+
+    tokens: int
+    wall: float
+    processor: float
+    """Of this process, which the server is in and the clients are not."""
+    first: tuple[float, ...]
+
+
+def _speed(taken: Sequence[_Taken], clock: Literal["wall", "processor"]) -> float:
+    """Tokens a second of several measurements together."""
+    seconds = [each.wall if clock == "wall" else each.processor for each in taken]
+    return sum(each.tokens for each in taken) / sum(seconds)
+
+
 class _Bench:
     """One composite, its server and its stock export."""
 
-    def __init__(self, settings: Settings, composite: Composite, stock: PreTrainedModel, url: str) -> None:
-        self.settings, self.composite, self.stock, self.url = settings, composite, stock, url
+    def __init__(
+        self, settings: Settings, composite: Composite, stock: PreTrainedModel, url: str, clients: Clients
+    ) -> None:
+        self.settings, self.composite, self.stock, self.url, self.clients = settings, composite, stock, url, clients
         self._draw = torch.Generator().manual_seed(0)
 
     def round(self, *, warm: bool = False) -> Run:
-        """Every measurement once; `warm` only the smallest, of no interest."""
+        """Every measurement once; `warm` only the smallest, of no interest.
+
+        What is compared to the percent, same against mixed sets, is measured there and back, so that a machine which
+        becomes slower or faster meanwhile favours neither.
+        """
         every, sets = self.composite.roster.every(), different_sets(self.composite.roster, MOST)
-        speeds, by_processor, first = {"generate-4": self._generate(4)}, {}, {}
-        asked = {f"server-{number}": [every] * number for number in ((1,) if warm else (1, 4, MOST))}
+        asked = [(f"server-{number}", [every] * number) for number in ((1,) if warm else (1, 4, MOST))]
         for number in () if warm else (4, MOST):
-            asked |= {f"same-{number}": sets[:1] * number, f"mixed-{number}": sets[:number]}
-        for name, chosen in asked.items():
-            tokens, wall, processor = len(chosen) * self.settings.generated, time.perf_counter(), time.process_time()
-            told = self._serve(chosen)
-            speeds[name] = tokens / (time.perf_counter() - wall)
-            by_processor[name] = tokens / (time.process_time() - processor)
-            if name.startswith("server"):
-                first[name] = told
-        return Run(speeds=speeds, by_processor=by_processor, first=first)
+            there = [(f"same-{number}", sets[:1] * number), (f"mixed-{number}", sets[:number])]
+            asked += there + there[::-1]
+        generated, taken = self._generate(4), [(name, self._timed(chosen)) for name, chosen in asked]
+        names = dict.fromkeys(name for name, _ in taken)
+        of = {name: [each for other, each in taken if other == name] for name in names}
+        return Run(
+            speeds={"generate-4": generated} | {name: _speed(each, "wall") for name, each in of.items()},
+            by_processor={name: _speed(each, "processor") for name, each in of.items()},
+            first={name: each[0].first for name, each in of.items() if name.startswith("server")},
+        )
+
+    def _timed(self, chosen: Sequence[ExpertSet]) -> "_Taken":
+        wall, processor = time.perf_counter(), time.process_time()
+        first = self._serve(chosen)
+        return _Taken(
+            tokens=len(chosen) * self.settings.generated,
+            wall=time.perf_counter() - wall,
+            processor=time.process_time() - processor,
+            first=first,
+        )
 
     def _prompts(self, number: int) -> list[list[int]]:
         """Never the same twice, so that nothing is known from before."""
@@ -123,25 +156,7 @@ class _Bench:
             }
             for prompt, chosen in zip(self._prompts(len(sets)), sets, strict=True)
         ]
-        return tuple(asyncio.run(_all(self.url, bodies)))
-
-
-async def _all(url: str, bodies: Sequence[dict[str, object]]) -> list[float]:
-    limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        return await asyncio.gather(*(_one(client, body) for body in bodies))
-
-
-async def _one(client: httpx.AsyncClient, body: dict[str, object]) -> float:
-    """Seconds to the first token of a request, which is read to its end."""
-    begun, first = time.perf_counter(), None
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if first is None and line.startswith("data: {") and "choices" in json.loads(line[6:]):
-                first = time.perf_counter() - begun
-    assert first is not None  # noqa: S101 - an answer has tokens
-    return first
+        return self.clients.ask(self.url, bodies)
 
 
 def _parameters(model: PreTrainedModel) -> int:
