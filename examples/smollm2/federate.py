@@ -9,6 +9,7 @@ and hand it over in Flower's reply, assembles, evaluates, exports to Mixtral, ge
 measures how well routing separates the domains at each of 30 layers. Steps and seeds are fixed.
 `OUT/results.{json,md,html}` are the report.
 
+`--report` makes the report once more from what OUT holds, after an interruption behind the federation for instance.
 `--small` does the same with a random Llama of three layers on the quickstart's texts, by file instead of by Flower, in
 seconds.
 """
@@ -26,7 +27,7 @@ from base_model import write_anchor, write_small_anchor, write_statistics
 from continuations import continuations
 from layer_table import separations
 from pages import write_pages
-from slices import HELD_OUT_SHARE, OWN, PUBLIC, write_texts
+from slices import HELD_OUT_SHARE, OWN, PUBLIC, unpinned, write_texts
 from small import play_by_file
 
 from motet.demo import quickstart
@@ -35,7 +36,6 @@ from motet.demo.play import play
 from motet.demo.view import view_of
 from motet.moe.anchor import Anchor
 from motet.protocols.canonical import write_atomically
-from motet.protocols.report import Report
 
 SEED = 0
 LENGTH = 128
@@ -63,6 +63,10 @@ TEXTS = (
     f"of examples/benchmarks/corpora.py, {OWN.train} documents of each owner to train on and {OWN.held_out} held out, "
     f"{PUBLIC.train} and {PUBLIC.held_out} public ones"
 )
+PLAYED = "played.json"
+"""What the federation's run told, for `--report`."""
+PATHS = ("path", "stock_path")
+"""What is told relative to OUT, and is a path on the machine elsewhere."""
 SMALL = (
     "training.steps=2",
     "training.batch_size=2",
@@ -78,11 +82,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a new folder for everything")
     parser.add_argument("--corpora", type=Path, help="the folder that examples/benchmarks/corpora.py wrote")
     parser.add_argument("--small", action="store_true", help="a tiny random model, by file, in seconds")
+    parser.add_argument("--report", action="store_true", help="only the report, of a federation that OUT holds")
     chosen = parser.parse_args()
-    if not chosen.small and chosen.corpora is None:
+    if chosen.out.exists() and not chosen.report:
+        parser.error(f"{chosen.out} exists; name a new folder, or --report for the report on what it holds")
+    if not (chosen.small or chosen.report) and chosen.corpora is None:
         parser.error("--corpora is needed, unless --small")
+    if chosen.corpora and (other := _other_than_pinned(chosen.corpora)):
+        print(f"the texts are{other.lstrip(';')}; the figures will not be those of docs/results", file=sys.stderr)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    federate(chosen.out.absolute(), chosen.corpora, small=chosen.small)
+    out: Path = chosen.out.absolute()
+    if chosen.report:
+        report_on(out)
+    else:
+        federate(out, chosen.corpora, small=chosen.small)
     return 0
 
 
@@ -93,50 +106,69 @@ def federate(out: Path, corpora: Path | None, *, small: bool) -> dict[str, Any]:
     out.mkdir(parents=True)
     with view_of(sys.stderr) as view:
         view.step("the anchor and its statistics")
-        cast = small_cast(out) if small else real_cast(out, corpora or Path())
+        if small:
+            prepare_small(out)
+        else:
+            prepare_real(out, corpora or Path())
+        cast = small_cast(out) if small else real_cast(out)
+        _measure(cast)
         report = (play_by_file if small else play)(out / "federation", view, cast)
+        played = {"report": json.loads(report.canonical()), "machine": _machine(load_before), "small": small}
+        played["command"] = " ".join([f"python {Path(sys.argv[0]).name}", *sys.argv[1:]])
+        played["texts"] = "the quickstart's" if small else TEXTS + _other_than_pinned(corpora or Path())
+        write_atomically(out / PLAYED, json.dumps(played, indent=1).encode())
         view.step("how well routing separates the domains, layer by layer")
-        told = _told(out, cast, report, small) | {"machine": _machine(load_before)}
+        return report_on(out)
+
+
+def report_on(out: Path) -> dict[str, Any]:
+    """The report on the federation that `out` holds; returns what `results.json` holds."""
+    played = json.loads((out / PLAYED).read_bytes())
+    told = _told(out, small_cast(out) if played["small"] else real_cast(out), played)
     write_pages(out, told, _page(out / "federation" / "coordinator"))
     return told
 
 
-def real_cast(out: Path, corpora: Path) -> Cast:
-    """SmolLM2 and three domains."""
-    texts = write_texts(corpora, out / "text", DOMAINS)
+def prepare_real(out: Path, corpora: Path) -> None:
+    """Writes SmolLM2 and the slices of three domains."""
+    write_texts(corpora, out / "text", DOMAINS)
     write_anchor(out / "anchor")
-    _measure(out / "anchor", texts.public)
+
+
+def real_cast(out: Path) -> Cast:
+    """SmolLM2 and three domains."""
     owners = tuple(
-        OwnerText(name=name, files=str(texts.owners[name]), licence=licence, max_bytes=None)
+        OwnerText(name=name, files=str(out / "text" / f"{name}.jsonl"), licence=licence, max_bytes=None)
         for name, (licence, _) in DOMAINS.items()
     )
-    prompts = {name: prompt for name, (_, prompt) in DOMAINS.items()}
     return Cast(
         name="smollm2",
         anchor=out / "anchor",
-        public_text=texts.public,
+        public_text=out / "text" / "public.jsonl",
         owners=owners,
         settings=SETTINGS,
-        prompts=prompts,
+        prompts={name: prompt for name, (_, prompt) in DOMAINS.items()},
         exporting=("--drop-bias",),
         run_seconds=4 * 3600.0,
     )
 
 
-def small_cast(out: Path) -> Cast:
-    """A random model and the quickstart's texts."""
-    files = quickstart.directory()
-    public = out / "text" / "public.jsonl"
+def prepare_small(out: Path) -> None:
+    """Writes a random model and some of the quickstart's public text."""
+    files, public = quickstart.directory(), out / "text" / "public.jsonl"
     lines = (files / "text" / "public.jsonl").read_text(encoding="utf-8").splitlines()[:60]
     public.parent.mkdir(parents=True)
     write_atomically(public, ("\n".join(lines) + "\n").encode())
     write_small_anchor(out / "anchor", files / "anchor")
-    _measure(out / "anchor", public)
+
+
+def small_cast(out: Path) -> Cast:
+    """A random model and the quickstart's texts."""
     owners = tuple(owner for owner in quickstart.owners() if owner.name != "code")
     return Cast(
         name="small",
         anchor=out / "anchor",
-        public_text=public,
+        public_text=out / "text" / "public.jsonl",
         owners=owners,
         settings=(*SETTINGS, *SMALL),
         prompts={owner.name: quickstart.PROMPTS[owner.name] for owner in owners},
@@ -144,19 +176,27 @@ def small_cast(out: Path) -> Cast:
     )
 
 
-def _measure(anchor: Path, public: Path) -> None:
+def _measure(cast: Cast) -> None:
     from motet.client.data import load_public
 
-    write_statistics(anchor, load_public(public).train)
+    write_statistics(cast.anchor, load_public(cast.public_text).train)
 
 
-def _told(out: Path, cast: Cast, report: Report, small: bool) -> dict[str, Any]:
+def _other_than_pinned(corpora: Path) -> str:
+    other = unpinned(corpora, ("public", *DOMAINS))
+    return f"; other than examples/benchmarks/corpora.json pins them: {', '.join(other)}" if other else ""
+
+
+def _told(out: Path, cast: Cast, played: dict[str, Any]) -> dict[str, Any]:
     anchor = Anchor.load(cast.anchor)
     export = json.loads((out / "federation" / "assembled.json").read_bytes())
+    composite, stock = Path(export["path"]), Path(export["stock_path"])
+    for written in (export, played["report"]["composite"]):
+        written |= {key: str(Path(value).relative_to(out)) for key, value in written.items() if key in PATHS and value}
     settings = dict(setting.split("=", 1) for setting in cast.settings)
-    length = int(settings["training.sequence_length"])
+    length, small = int(settings["training.sequence_length"]), played["small"]
     return {
-        "command": " ".join([f"python {Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": played["command"],
         "seed": SEED,
         "small": small,
         "model": {
@@ -166,11 +206,12 @@ def _told(out: Path, cast: Cast, report: Report, small: bool) -> dict[str, Any]:
             "digest": anchor.digest,
         },
         "settings": [f"{key}={value}" for key, value in settings.items()],
-        "texts": "the quickstart's" if small else TEXTS,
-        "report": json.loads(report.canonical()),
+        "texts": played["texts"],
+        "machine": played["machine"],
+        "report": played["report"],
         "export": export,
-        "separation": separations(out / "federation", Path(export["path"]), sequence_length=length),
-        "generated": continuations(Path(export["stock_path"]), cast.prompts),
+        "separation": separations(out / "federation", composite, stock, sequence_length=length),
+        "generated": continuations(stock, cast.prompts),
     }
 
 

@@ -1,14 +1,14 @@
 """How well routing separates own from public text in the federation that was played, layer by layer.
 
-table = separations(Path("out/federation"), composite, sequence_length=128)
-table["law"]["anchor"][12], table["law"]["composite"][12], table["law"]["posterior"]
+table = separations(Path("out/federation"), composite, stock, sequence_length=128)
+table["law"]["anchor"][12], table["law"]["composite"][12], table["law"]["export"][12], table["law"]["posterior"]
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from motet.client.data import load_corpus, load_public
 from motet.client.owner import OwnerHome
@@ -21,8 +21,12 @@ from motet.moe.separation import evidence_separation, separation
 Table = dict[str, dict[str, Any]]
 
 
-def separations(federation: Path, composite: Path, *, sequence_length: int) -> Table:
-    """By expert: AUC by layer on the anchor's and the composite's states, and of the evidence by token."""
+STATES = ("anchor", "composite", "export")
+"""Whose: the anchor's, the composite's, which a filter routes, and the stock export's, which these very rows route."""
+
+
+def separations(federation: Path, composite: Path, stock: Path, *, sequence_length: int) -> Table:
+    """By expert: AUC by layer on each of STATES, and of the evidence by token."""
     model = load_composite(composite, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     names = model.config.names[1:]
@@ -31,18 +35,22 @@ def separations(federation: Path, composite: Path, *, sequence_length: int) -> T
     own = {name: load_corpus(home.config.data, home.path).held_out for name, home in homes.items()}
     public = load_public(federation / "coordinator" / "anchor" / "public.jsonl").held_out
     options: dict[str, Any] = {"own": own, "public": public, "sequence_length": sequence_length}
-    on_anchor = separation(dense_model(model, model.expert_ffn(ANCHOR)), rows, tokenizer, **options)
-    on_composite = separation(model, rows, tokenizer, **options)
+    models = (
+        lambda: dense_model(model, model.expert_ffn(ANCHOR)),
+        lambda: model,
+        lambda: AutoModelForCausalLM.from_pretrained(stock, dtype=torch.float32, local_files_only=True),
+    )
+    found = {
+        states: separation(make(), rows, tokenizer, **options) for states, make in zip(STATES, models, strict=True)
+    }
     table: Table = {}
     for number, name in enumerate(names, start=1):
-        before, after = on_anchor[name], on_composite[name]
+        first = found["anchor"][name]
         table[name] = {
-            "anchor": _rounded(before.layers),
-            "composite": _rounded(after.layers),
-            "anchor_documents": _rounded(before.documents),
-            "composite_documents": _rounded(after.documents),
+            **{states: _rounded(found[states][name].layers) for states in STATES},
+            **{f"{states}_documents": _rounded(found[states][name].documents) for states in STATES},
             "documents": {"own": len(own[name]), "public": len(public)},
-            "positions": {"own": before.own_positions, "public": before.public_positions},
+            "positions": {"own": first.own_positions, "public": first.public_positions},
         }
         evidence, priors = model.config.prefix, model.config.priors
         if isinstance(evidence, Evidence) and rows[name].tokens is not None:

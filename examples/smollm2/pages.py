@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from layer_table import STATES
+
 from motet.protocols.canonical import write_atomically
 from motet.protocols.report import Report
 
@@ -68,7 +70,7 @@ def sections(told: Mapping[str, Any]) -> list[tuple[str, Rows]]:
 def _by_layer(separation: Mapping[str, Any]) -> Rows:
     """Position by position, and behind it the same of each document's mean score."""
     names = list(separation)
-    head = ["layer", *(f"{name}, {states}" for name in names for states in ("anchor", "composite"))]
+    head = ["layer", *(f"{name}, {states}" for name in names for states in STATES)]
     layers = range(len(separation[names[0]]["anchor"])) if names else range(0)
     return [head, *([str(layer), *_cells(separation, names, layer)] for layer in layers)]
 
@@ -77,7 +79,7 @@ def _cells(separation: Mapping[str, Any], names: Sequence[str], layer: int) -> l
     return [
         f"{separation[name][states][layer]:.3f} ({separation[name][f'{states}_documents'][layer]:.2f})"
         for name in names
-        for states in ("anchor", "composite")
+        for states in STATES
     ]
 
 
@@ -87,18 +89,25 @@ def _summary(separation: Mapping[str, Any]) -> Rows:
         "expert",
         "rows, anchor",
         "rows, composite",
-        "change of the worst layer",
+        "rows, export",
+        "change of the worst layer, composite",
+        "export",
         "one token",
         "posterior",
         "documents",
     )
     rows = []
     for name, found in separation.items():
-        worst = min(after - before for before, after in zip(found["anchor"], found["composite"], strict=True))
-        means = (math.fsum(found[states]) / len(found[states]) for states in ("anchor", "composite"))
+        changes = [
+            min(after - before for before, after in zip(found["anchor"], found[states], strict=True))
+            for states in STATES[1:]
+        ]
+        means = (math.fsum(found[states]) / len(found[states]) for states in STATES)
         heard = (f"{found[key]:.3f}" if key in found else "-" for key in ("token", "posterior"))
         documents = f"{found['documents']['own']} own, {found['documents']['public']} public"
-        rows.append((name, *(f"{mean:.3f}" for mean in means), f"{worst:+.3f}", *heard, documents))
+        rows.append(
+            (name, *(f"{mean:.3f}" for mean in means), *(f"{change:+.3f}" for change in changes), *heard, documents)
+        )
     return [head, *rows]
 
 
@@ -120,7 +129,7 @@ def _reading(told: Mapping[str, Any]) -> list[str]:
         "AUC: the probability that a position of the owner's held-out text scores above one of held-out public text; "
         "0.5 is chance. In brackets the same of each document's mean score. The rows are logistic, fitted on the "
         "anchor's states without intercept. A filter composite weighs by the evidence of tokens instead, which is the "
-        "same at every layer.",
+        "same at every layer; in the export these rows decide themselves, so that its states are what they made them.",
     ]
     if dropped := told["export"].get("dropped_bias"):
         lines += [

@@ -4,8 +4,10 @@ Guarantees the same documents each time: the first of every corpus that fall on 
 
     texts = write_texts(corpora, Path("out/text"), domains=("medicine", "law", "code"))
     texts.owners["law"]                 # a path
+    unpinned(corpora, ("public", "law"))        # those that are not what the benchmark's corpora.json pins
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ class Texts:
     owners: dict[str, Path]
 
 
+PINS = Path(__file__).resolve().parents[1] / "benchmarks" / "corpora.json"
 OWN, PUBLIC = Counts(train=22, held_out=10), Counts(train=14, held_out=10)
 
 
@@ -47,6 +50,17 @@ def write_texts(
         public=_slice(corpora / "public.jsonl", out, public, share=PUBLIC_SHARE, seed=PUBLIC_SEED),
         owners={name: _slice(corpora / f"{name}.jsonl", out, own, share=HELD_OUT_SHARE, seed=0) for name in domains},
     )
+
+
+def unpinned(corpora: Path, names: Iterable[str]) -> list[str]:
+    """The corpora that are there and not what the benchmark pins, sorted: no figures compare with theirs."""
+    pins = json.loads(PINS.read_text(encoding="utf-8"))
+    files = {name: corpora / f"{name}.jsonl" for name in sorted(names)}
+    return [
+        name
+        for name, file in files.items()
+        if file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() != pins.get(name, {}).get("sha256")
+    ]
 
 
 def _slice(corpus: Path, out: Path, counts: Counts, *, share: float, seed: int) -> Path:

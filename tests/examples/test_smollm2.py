@@ -1,5 +1,6 @@
 """The example of a real model, on a random one: what it writes, and the parts that need no wheel."""
 
+import hashlib
 import importlib
 import json
 import sys
@@ -29,12 +30,14 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_it_goes_from_an_anchor_to_what_plain_transformers_says(example: ModuleType, tmp_path: Path) -> None:
     told = example.federate(tmp_path / "out", None, small=True)
     assert json.loads((tmp_path / "out" / "results.json").read_bytes()) == told
+    assert str(tmp_path) not in json.dumps(told | {"command": ""})
+    assert example.report_on(tmp_path / "out") == told
     report = told["report"]
     assert {each["rank"] for each in report["composite"]["experts"]} == {None, 2}
     assert told["generated"]["model"] == "MixtralForCausalLM"
     assert set(told["generated"]["continuations"]) == {"medicine", "mathematics"} == set(told["separation"])
     for found in told["separation"].values():
-        for states in ("anchor", "composite", "anchor_documents", "composite_documents"):
+        for states in ("anchor", "composite", "export", "anchor_documents", "export_documents"):
             assert len(found[states]) == told["model"]["layers"] == 3
             assert all(0 <= value <= 1 for value in found[states])
         assert found["posterior"] > 0.6
@@ -62,6 +65,16 @@ def test_slices_have_so_many_documents_on_either_side(example: ModuleType, tmp_p
         slices.write_texts(tmp_path, tmp_path / "out", ["law"], own=slices.Counts(train=5, held_out=200))
     with pytest.raises(DataError, match="build it with examples/benchmarks"):
         slices.write_texts(tmp_path, tmp_path / "out", ["code"])
+
+
+def test_other_texts_than_the_benchmarks_are_told(example: ModuleType, tmp_path: Path) -> None:
+    slices = importlib.import_module("slices")
+    (tmp_path / "law.jsonl").write_text('{"text": "Another law."}\n')
+    assert slices.unpinned(tmp_path, ["public", "law"]) == ["law"]
+    pinned = {"law": {"sha256": hashlib.sha256((tmp_path / "law.jsonl").read_bytes()).hexdigest()}}
+    slices.PINS = tmp_path / "pins.json"
+    slices.PINS.write_text(json.dumps(pinned))
+    assert slices.unpinned(tmp_path, ["public", "law"]) == []
 
 
 def test_without_the_wheel_it_says_what_to_install(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
