@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Olmo2ForCausalLM
 
 import motet.moe
 from motet.moe import Expert, MotetConfig, MotetForCausalLM, RoutingRows, compose, only
@@ -54,6 +54,23 @@ def test_save_and_load_through_the_auto_classes(make_composite: MakeComposite, p
     assert torch.equal(
         loaded.generate(prompts, max_new_tokens=5, do_sample=False), model.generate(prompts, max_new_tokens=5)
     )
+
+
+def test_an_answer_ends_where_the_anchors_does_though_an_assembled_folder_has_no_generation_settings(
+    make_composite: MakeComposite, prompts, tmp_path: Path
+) -> None:
+    model = make_composite()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    loaded = MotetForCausalLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.eos_token_id == loaded.config.anchor.eos_token_id == 2
+    loaded.lm_head.weight.data[2] = loaded.lm_head.weight.data.abs().sum(dim=0)  # likely enough to end soon
+    ended = loaded.generate(prompts, max_new_tokens=20, do_sample=False)
+    new = ended[:, prompts.shape[1] :]
+    assert all(set(row[row.tolist().index(2) :].tolist()) <= {0, 2} for row in new if 2 in row)
+    assert 2 in new
+    given = GenerationConfig(max_new_tokens=3, eos_token_id=7)
+    assert MotetForCausalLM.from_pretrained(tmp_path, generation_config=given).generation_config.eos_token_id == 7
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ and of a low-rank expert `model.layers.{l}.mlp.experts.{e}.gate_proj.lora_{A,B}.
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.generic import can_return_tuple
 
 from motet.moe.average import Average
@@ -159,6 +161,16 @@ class MotetForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         # What generate is given it hands to an assistant too, and one without experts (the anchor) refuses a mask.
         with prompts_allow(chosen):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def adjust_generation_fn(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """As transformers', which calls it when a model has been loaded; a folder without settings has the anchor's.
+
+        Transformers then reads config.json, where the token that ends an answer is one level further down.
+        """
+        own, there = self.generation_config, Path(str(self.config.name_or_path)) / GENERATION_CONFIG_NAME
+        super().adjust_generation_fn(generation_config, *args, **kwargs)  # type: ignore[misc]
+        if generation_config is None and there.parent.is_dir() and not there.exists():
+            self.generation_config = own
 
     @property
     def experts(self) -> tuple[ExpertSize, ...]:
