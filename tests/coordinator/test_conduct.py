@@ -104,6 +104,8 @@ class Owner:
     transport: str = "data-plane"
     fails: str = ""
     """Why training fails; nothing if it does not."""
+    unscored: str = ""
+    """Why evaluation fails; nothing if it does not."""
     sends: bytes = b""
     """What an inline answer carries in place of the manifest; nothing for the manifest."""
     signer: SigningKey | None = None
@@ -115,7 +117,9 @@ class Owner:
         spool = Spool(self.home.path)
         while (job := spool.claim()) is not None:
             self.ran.append(job.kind)
-            if isinstance(job.request, EvaluateRequest):
+            if isinstance(job.request, EvaluateRequest) and self.unscored:
+                spool.update(job.id, "failed", detail=self.unscored)
+            elif isinstance(job.request, EvaluateRequest):
                 spool.update(job.id, "done", result={"report": self.report(job.request.composite)})
             elif self.fails:
                 spool.update(job.id, "failed", detail=self.fails)
@@ -273,6 +277,17 @@ def test_too_few_owners_end_the_run_with_their_reasons(town: Town) -> None:
     broken.fails = ""
     assert town.play(gather=Policy(min_owners=2, poll_seconds=0)).phase == "done"
     assert broken.ran == ["train", "train", "evaluate"]
+
+
+def test_an_owner_who_cannot_fetch_the_composite_is_left_out_of_the_evaluation(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    town.settle("medicine")
+    town.settle("code", transport="flower", unscored="the coordinator's data plane cannot be reached")
+    both = Policy(min_owners=2, poll_seconds=0)
+    assert town.play(gather=both, evaluate=both).phase == "done"
+    assert town.books.reports == ["medicine"]
+    assert "evaluate: code failed: the coordinator's data plane cannot be reached" in caplog.text
 
 
 def test_a_refused_update_is_answered_and_left_out(town: Town) -> None:
