@@ -13,7 +13,10 @@ from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.rank_correlation import kendall, spearman
 from motet.moe.scoring import bits_per_byte
+from motet.protocols.contribution import Contribution
 from motet.protocols.errors import AssemblyError, DataError
+
+from .conftest import Owner
 
 Admit = Callable[..., str]
 LAW = ["§ 1 No party shall.", "§ 2 Every party may. " * 9, "Whereas and therefore."]
@@ -70,6 +73,26 @@ def test_only_what_was_asked_for_is_assembled_and_nothing_written(federation: Fe
         assert wanted in checked
     assert ablate(federation, {}).agreement is None
     assert sorted(federation.home.path.rglob("*")) == before
+
+
+def test_who_leaves_while_the_experts_are_read_is_in_no_set(
+    home: CoordinatorHome, admit_quickly: Admit, make_owner: Callable[[str], Owner]
+) -> None:
+    owners = {name: make_owner(name) for name in ("news", "law")}
+    for owner in owners.values():
+        home.enrol(owner.request(home))
+    admitted = {name: admit_quickly(owner, seed=seed) for seed, (name, owner) in enumerate(owners.items(), start=1)}
+
+    class Leaving(Federation):
+        """Law withdraws as soon as anybody has read who is there."""
+
+        def admitted(self) -> dict[str, Contribution]:
+            found = super().admitted()
+            if admitted["law"] in found:
+                self.intake.withdraw(owners["law"].withdrawal(home, admitted["law"]))
+            return found
+
+    assert [trial.experts for trial in ablate(Leaving(home), {}).trials] == [("news",)]
 
 
 def test_a_plan_counts_what_would_be_scored(federation: Federation, law: Path) -> None:

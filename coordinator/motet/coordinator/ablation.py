@@ -11,6 +11,7 @@ some, all experts together among them, to see how well they were ranked. Guarant
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from motet.coordinator.ablation_result import Ablation, Scores, Trial, average, sets_of, to_check
 from motet.coordinator.federation import Federation
 from motet.coordinator.store import ExpertStore
-from motet.protocols.errors import AssemblyError, DataError
+from motet.protocols.errors import AssemblyError, DataError, ExpertError, TensorFileError
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from motet.coordinator.merging import TextJudge
     from motet.moe.lowrank import AnyExpert
     from motet.moe.scoring import Windows
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the models scored so far and in all."""
@@ -71,7 +74,7 @@ class Plan:
 
 def plan(federation: Federation, texts: Mapping[str, Path], *, check: int = 0) -> Plan:
     """What `ablate` would score; raises as it does when there is no expert, or a text cannot be read."""
-    names, documents = _names(federation), _documents(federation, texts)
+    names, documents = tuple(sorted(_admitted(federation))), _documents(federation, texts)
     sets = sets_of(names)
     return Plan(
         experts=names,
@@ -86,7 +89,8 @@ def ablate(
 ) -> Ablation:
     """Score the average of every set of admitted experts, and rank the sets.
 
-    All experts are held in memory. With more than eight only the whole, all but one and the pairs are scored.
+    All experts are held in memory, as they were admitted when it began. With more than eight only the whole, all but
+    one and the pairs are scored.
 
     Args:
         federation: an open one.
@@ -104,11 +108,12 @@ def ablate(
     from motet.moe.lowrank import dense_ffn
     from motet.moe.scoring import windows_of
 
-    names, documents = _names(federation), _documents(federation, texts)
+    documents = _documents(federation, texts)
+    experts = _experts(federation)
     anchor, length = federation.home.anchor, federation.sequence_length
     tokenizer, model = anchor.tokenizer(), anchor.model(torch.float32)
     windows = {name: windows_of(tokenizer, each, sequence_length=length) for name, each in documents.items()}
-    experts, judge, sets = _experts(federation), TextJudge(model, windows), sets_of(names)
+    judge, sets = TextJudge(model, windows), sets_of(tuple(sorted(experts)))
     step = _Steps(1 + len(sets) + len(to_check(sets, check)), progress)
     own = anchor.ffn()
     scores = step(judge.by_domain(own))
@@ -140,11 +145,12 @@ class _Steps:
         return scored
 
 
-def _names(federation: Federation) -> tuple[str, ...]:
-    names = tuple(sorted(contribution.name for contribution in federation.admitted().values()))
-    if not names:
+def _admitted(federation: Federation) -> dict[str, str]:
+    """Name -> contribution digest of now."""
+    found = {contribution.name: digest for digest, contribution in federation.admitted().items()}
+    if not found:
         raise AssemblyError("saw no admitted expert, wanted at least one to choose from; `motet admit` takes one in")
-    return names
+    return found
 
 
 def _documents(federation: Federation, texts: Mapping[str, Path]) -> dict[str, list[str]]:
@@ -173,10 +179,17 @@ def _experts(federation: Federation) -> "dict[str, AnyExpert]":
 
     anchor, store = federation.home.anchor, ExpertStore(federation.home.experts_directory)
     with store.admitting():
-        return {
-            each.name: read_stored(store.file_of(digest), anchor, name=each.name, contribution=digest)
-            for digest, each in federation.admitted().items()
-        }
+        while True:
+            admitted = _admitted(federation)
+            try:
+                return {
+                    name: read_stored(store.file_of(digest), anchor, name=name, contribution=digest)
+                    for name, digest in admitted.items()
+                }
+            except (ExpertError, TensorFileError, FileNotFoundError):
+                if admitted.items() <= _admitted(federation).items():
+                    raise
+                _log.warning("a member left while the experts were being read; beginning again without it")
 
 
 def _predicted(
