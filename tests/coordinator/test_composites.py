@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from motet.cli import run
 from motet.coordinator import assembly
-from motet.coordinator.composites import make, plan
+from motet.coordinator.composite_plan import plan
+from motet.coordinator.composites import make
 from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.moe.card import CARD_FILE, read_record
@@ -16,8 +19,9 @@ from motet.moe.scoring import bits_per_byte
 from motet.protocols.canonical import hex_of
 from motet.protocols.composite_manifest import verify_composite
 from motet.protocols.contribution import Terms
-from motet.protocols.errors import AssemblyError, ExpertSetError
+from motet.protocols.errors import AssemblyError, ExpertSetError, StorageError
 from motet.protocols.expert_sizes import ExpertSize
+from motet.protocols.tensor_files import read_header
 
 Admit = Callable[..., str]
 
@@ -44,18 +48,68 @@ def recorded(home: CoordinatorHome) -> list[dict[str, str]]:
     return [entry.body["members"] for entry in home.ledger.entries() if entry.kind == "composite"]
 
 
+def tensor_bytes(folder: Path) -> int:
+    """Of the files' tensors, without headers."""
+    specs = [stored.spec for path in folder.glob("*.safetensors") for stored in read_header(path).values()]
+    return sum(spec.nbytes for spec in specs)
+
+
 def test_a_plan_says_who_goes_in_and_how_large_it_is(federation: Federation, members: dict[str, str]) -> None:
-    both = plan(federation, ())
+    both = plan(federation, (), stock=False)
     assert list(both.members.values()) == sorted(members.values())
-    tensors = [path for path in federation.assemble().path.iterdir() if path.suffix == ".safetensors"]
-    assert both.needed_bytes == pytest.approx(sum(path.stat().st_size for path in tensors), rel=0.1)
-    assert both.free_bytes > both.needed_bytes
+    assert (both.native_bytes, both.stock_bytes) == (tensor_bytes(federation.assemble().path), None)
+    assert both.free_bytes > both.needed_bytes == both.native_bytes
     alone = plan(federation, ("law",))
     assert alone.members == {"medicine": members["medicine"]}
-    assert alone.needed_bytes < both.needed_bytes
+    assert alone.native_bytes < both.native_bytes
     assert "nothing was written" in alone.lines()[-1]
     with pytest.raises(ExpertSetError, match="surgery"):
         plan(federation, ("surgery",))
+
+
+@pytest.mark.parametrize("drop_bias", [False, True])
+def test_the_plan_counts_the_export_with_its_dense_experts(
+    federation: Federation,
+    admit_quickly: Admit,
+    home: CoordinatorHome,
+    make_owner: Callable[[str], object],
+    drop_bias: bool,
+) -> None:
+    news = make_owner("news")
+    home.enrol(news.request(home))
+    admit_quickly(news, seed=5, rank=2)
+    found = plan(federation, (), drop_bias=drop_bias)
+    made = make(federation, drop_bias=drop_bias)
+    assert found.native_bytes == tensor_bytes(Path(made.summary.path))
+    assert found.stock_bytes == tensor_bytes(Path(made.summary.stock_path or ""))
+    assert found.stock_bytes > found.native_bytes, "it is widened, and one expert is dense there only"
+    assert found.needed_bytes == found.native_bytes + found.stock_bytes
+    told = found.as_json()
+    sizes = found.native_bytes, found.stock_bytes, found.needed_bytes
+    assert tuple(told[f"{name}_bytes"] for name in ("native", "stock", "needed")) == sizes
+    assert f"stock      {found.stock_bytes:,} bytes, low-rank experts dense and in float32" in found.lines()
+
+
+def test_a_disk_that_has_room_for_the_native_form_alone_keeps_that(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    federation.assemble()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 900, 100))
+    assert plan(federation, ()).lines()[-1].endswith("of 100 free, which is too little; nothing was written")
+    command = ["assemble", "--dir", str(federation.home.path)]
+    assert run([*command, "--json"]) == StorageError.exit_code
+    told = capsys.readouterr()
+    made = json.loads(told.out)
+    assert Path(made["path"]).is_dir()
+    assert made["stock_path"] is None
+    assert "saw 100 bytes free" in made["not_exported"]
+    assert "wanted" in told.err
+    assert "for the stock export" in told.err
+    assert list(federation.home.stock_directory.iterdir()) == []
+    monkeypatch.undo()
+    assert run([*command, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["digest"], "not_exported" in again) == (made["digest"], False)
 
 
 def test_the_card_tells_sizes_and_terms_and_how_to_choose(
@@ -103,6 +157,7 @@ def test_what_dropping_the_bias_costs_is_told(federation: Federation) -> None:
         "cost": pytest.approx(made.bias.without_bias - made.bias.with_bias, abs=1e-6),
     }
     assert "dropping it costs" in made.lines()[-1]
+    assert made.lines()[-1].endswith("on the owners' domains was not measured")
     assert json.dumps(made.as_json())
     assert kept.summary.stock_path != made.summary.stock_path
     assert make(federation, stock=False, drop_bias=True).bias is None

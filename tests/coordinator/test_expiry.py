@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from motet.coordinator.ablation import plan as ablation_plan
-from motet.coordinator.composites import make, plan
+from motet.coordinator.composite_plan import plan
+from motet.coordinator.composites import make
 from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.run_federation import RunFederation

@@ -77,7 +77,14 @@ def test_a_filter_is_given_up_only_on_demand_and_the_cost_is_told(llama: Path, t
     stage = found(tmp_path / "stage", llama, PUBLIC, data_plane="127.0.0.1:9443")
     assert "MixtralForCausalLM have no place for a filter" in capsys.readouterr().out
     stage = Stage(root=stage.root, data_plane=stage.data_plane, capture=capsys)
-    refused = stage.here("assemble", "--dir", stage.coordinator, code=13)
+    planned = stage.here("assemble", "--dir", stage.coordinator, "--dry-run", "--json").json
+    assert planned["stock_bytes"] is None
+    assert "--drop-bias" in planned["not_exported"]
+    refused = stage.here("assemble", "--dir", stage.coordinator, "--json", code=13)
+    assert Path(refused.json["path"]).is_dir()
+    assert refused.json["stock_path"] is None
+    assert refused.json["not_exported"] in refused.message
+    assert "no stock export; --no-stock asks for none" in refused.err
     assert "saw evidence over the prefix in a llama composite" in refused.message
     assert "--drop-bias" in refused.message
     told = stage.here("assemble", "--dir", stage.coordinator, "--drop-bias").out

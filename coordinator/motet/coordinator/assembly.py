@@ -19,13 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from motet.coordinator.composite_layout import as_expert, configuration, expert_tensors, shared_tensors
 from motet.coordinator.router_file import TunedRouter, write_router
 from motet.moe.anchor import Anchor
 from motet.moe.card import CARD_FILE, CardRecord, card_experts, native_card
 from motet.moe.config import ANCHOR
 from motet.moe.prefix import evidence_of, prefix_settings
-from motet.protocols.anchor_manifest import VOLATILE_CONFIGURATION, tokenizer_files
-from motet.protocols.canonical import canonical_json, file_digest, storage_errors, sync_directory, write_atomically
+from motet.protocols.anchor_manifest import tokenizer_files
+from motet.protocols.canonical import (
+    canonical_json,
+    file_digest,
+    require_room,
+    storage_errors,
+    sync_directory,
+    write_atomically,
+)
 from motet.protocols.composite_manifest import (
     MANIFEST_FILE,
     CompositeFile,
@@ -35,8 +43,8 @@ from motet.protocols.composite_manifest import (
     verify_composite,
 )
 from motet.protocols.contribution import Terms
-from motet.protocols.errors import AssemblyError, ExpertError, StorageError, TensorFileError
-from motet.protocols.expert_files import expert_specs, factor_specs, rank_of, require_specs
+from motet.protocols.errors import AssemblyError, ExpertError, TensorFileError
+from motet.protocols.expert_files import expert_specs, rank_of, require_specs
 from motet.protocols.expert_sizes import ExpertSize, composite_sizes, expert_file
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
@@ -213,7 +221,7 @@ def _write_composite(
 ) -> None:
     copies = _plan(anchor, members, ranks)
     total = sum(copy.target.nbytes for file in copies.values() for copy in file)
-    _require_room(folder, total)
+    require_room(folder, total, "the composite")
     done = 0
     weight_map: dict[str, str] = {}
     for name, file in copies.items():
@@ -242,24 +250,18 @@ def _card(folder: Path, anchor: Anchor, members: Sequence[Member], *, tuned: boo
 
 def _plan(anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None]) -> dict[str, list[_Copy]]:
     """File name -> the tensors it takes; expert 0 is the anchor's own feed-forward network."""
-    ffn = anchor.manifest.ffn()
-    shared = [tensor.spec for tensor in anchor.manifest.tensors if tensor.spec not in ffn]
+    shared = shared_tensors(anchor.manifest)
     plan = {SHARED_FILE: [_Copy(source=anchor.file_of(spec.name), name=spec.name, target=spec) for spec in shared]}
     for expert, rank in enumerate((None, *ranks)):
         plan[expert_file(expert)] = [
             _Copy(
                 source=members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
                 name=spec.name,
-                target=_as_expert(spec, expert),
+                target=as_expert(spec, expert),
             )
-            for spec in (ffn if rank is None else factor_specs(anchor.manifest, rank))
+            for spec in expert_tensors(anchor.manifest, rank)
         ]
     return plan
-
-
-def _as_expert(spec: TensorSpec, expert: int) -> TensorSpec:
-    name = spec.name.replace(".mlp.", f".mlp.experts.{expert}.")
-    return TensorSpec(name=name, dtype=spec.dtype, shape=spec.shape)
 
 
 def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
@@ -275,32 +277,11 @@ def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
 def _configuration(
     anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None], routing: RoutingPolicy
 ) -> dict[str, object]:
-    """What `MotetConfig` reads; no library version, so that assembling with another one changes nothing."""
-    mixed: dict[str, object] = {"expert_ranks": [None, *ranks]} if any(ranks) else {}
-    stored = {key: value for key, value in anchor.config.items() if key not in VOLATILE_CONFIGURATION}
-    return {
-        "anchor_config": stored,
-        "architectures": ["MotetForCausalLM"],
-        "contributions": [member.contribution for member in members],
-        "dtype": stored.get("dtype", stored.get("torch_dtype")),
-        "expert_names": [ANCHOR, *(member.name for member in members)],
-        "model_type": "motet",
-        "evidence": prefix_settings(evidence_of(routing), stored, anchor.tensor),
-        "experts_per_token": routing.top_k,
-        "log_priors": [routing.log_prior_anchor, *(routing.log_prior_expert for _ in members)],
-        "normalise_top_k": routing.normalise_top_k,
-    } | mixed
+    named = {member.contribution: member.name for member in members}
+    evidence = prefix_settings(evidence_of(routing), anchor.config, anchor.tensor)
+    return configuration(anchor.config, named, ranks, routing, evidence=evidence)
 
 
 def _described_files(folder: Path) -> Iterator[CompositeFile]:
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         yield CompositeFile(name=path.name, size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _require_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise StorageError(
-            f"saw {free:,} bytes free at {folder.parent}, wanted {size:,} for the composite; free space or choose "
-            "another folder, then run the same command again"
-        )

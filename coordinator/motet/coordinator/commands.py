@@ -179,12 +179,12 @@ def assemble(
     as_json: Json = False,
 ) -> None:
     """Assemble the composite of everything admitted, not withdrawn and not expired, and export it."""
-    from motet.coordinator import composites
+    from motet.coordinator import composite_plan, composites
     from motet.coordinator.federation import Federation
 
     with Federation.open(directory) as federation:
         if dry_run:
-            plan = composites.plan(federation, tuple(without or ()), tune=tune)
+            plan = composite_plan.plan(federation, tuple(without or ()), stock=stock, drop_bias=drop_bias, tune=tune)
             show(plan.as_json(), as_json=as_json, lines=plan.lines())
             return
         made = composites.make(
@@ -197,6 +197,9 @@ def assemble(
             on_step=progress_line("tuning", "steps"),
         )
     show(made.as_json(), as_json=as_json, lines=made.lines())
+    if made.not_exported is not None:
+        note("the native form is made, but no stock export; --no-stock asks for none")
+        raise made.not_exported
 
 
 def ablate(

@@ -1,23 +1,24 @@
-"""Making composites on request: what would go in, the native form, and the export for plain transformers.
+"""Making composites on request: the native form, and the export for plain transformers.
 
 made = make(federation, without=("news",), stock=True, drop_bias=True)
 made.summary.path, made.summary.stock_path, made.summary.digest
 made.expired                # who is in no new composite any more: name -> when its terms ended
 made.bias.cost              # what dropping the router's bias costs on public text, in bits per byte
+made.not_exported           # why there is no export though one was asked for
 make(federation, tune=200).tuned.bits_per_byte["public"].after
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motet.coordinator.composite_plan import expired_names, left_out
 from motet.coordinator.federation import Federation
-from motet.coordinator.tuned_composites import Tuned, TuningPlan, plan_tuning, tuned_composite
+from motet.coordinator.tuned_composites import Tuned, tuned_composite
 from motet.protocols.canonical import hex_of, storage_errors
 from motet.protocols.composite_manifest import CompositeManifest
-from motet.protocols.expert_files import expert_specs
+from motet.protocols.errors import MotetError
 from motet.protocols.expert_sizes import composite_sizes
 from motet.protocols.report import CompositeSummary
 
@@ -26,36 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What an assembly would do."""
-
-    members: dict[str, str]
-    """Name -> contribution digest, in the order of the expert ids."""
-    free_bytes: int
-    needed_bytes: int
-    """About what the native form takes; twice if it is tuned, since the untuned one stays."""
-    expired: dict[str, str]
-    """Name -> when its terms ended, of whom is left out for that."""
-    tuning: TuningPlan | None = None
-    """What the router would be tuned on; None if it is not tuned."""
-
-    def as_json(self) -> dict[str, object]:
-        """The plan as a JSON object; `tuning` is there if the router would be tuned."""
-        tuning = {} if self.tuning is None else {"tuning": self.tuning.as_json()}
-        whole = {"members": self.members, "expired": self.expired}
-        return {**whole, "needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes} | tuning
-
-    def lines(self) -> list[str]:
-        """The plan for people."""
-        listed = [f"{number:3d}  {name}  {digest}" for number, (name, digest) in enumerate(self.members.items(), 1)]
-        listed += _left_out(self.expired)
-        listed += [] if self.tuning is None else self.tuning.lines()
-        return [*listed, f"about {self.needed_bytes:,} bytes, of {self.free_bytes:,} free; nothing was written"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DroppedBias:
-    """What an export without the router's bias loses: bits per byte of the held-out public text."""
+    """What an export without the router's bias loses on held-out public text, in bits per byte.
+
+    What it loses on the owners' text, which is where experts are worth something, only they could measure.
+    """
 
     with_bias: float
     without_bias: float
@@ -76,7 +52,7 @@ class DroppedBias:
         what, it = ("no filter", "bias and filter") if self.filters else ("no bias", "it")
         return (
             f"{what:<10} {self.without_bias:.4f} bits per byte of public text, {self.with_bias:.4f} with it: "
-            f"dropping {it} costs {self.cost:+.4f}"
+            f"dropping {it} costs {self.cost:+.4f} there; what it costs on the owners' domains was not measured"
         )
 
 
@@ -91,12 +67,15 @@ class Made:
     """How the router was tuned; None if it is the members' own rows."""
     expired: dict[str, str]
     """Name -> when its terms ended, of whom was left out for that."""
+    not_exported: MotetError | None = None
+    """Why there is no export though one was asked for: the composite cannot be expressed, or the disk is full."""
 
     def as_json(self) -> dict[str, object]:
-        """The composite as a JSON object; `dropped_bias` and `tuning` are there if that was done."""
+        """The composite as a JSON object; `dropped_bias`, `tuning`, `not_exported` are there if it was so."""
         dropped = {} if self.bias is None else {"dropped_bias": self.bias.as_json()}
         tuning = {} if self.tuned is None else {"tuning": self.tuned.as_json()}
-        return self.summary.model_dump(mode="json") | {"expired": self.expired} | dropped | tuning
+        refused = {} if self.not_exported is None else {"not_exported": str(self.not_exported)}
+        return self.summary.model_dump(mode="json") | {"expired": self.expired} | dropped | tuning | refused
 
     def lines(self) -> list[str]:
         """The composite for people."""
@@ -106,29 +85,7 @@ class Made:
         stock += self.tuned.lines() if self.tuned else []
         members = ", ".join(summary.members) or "none: the anchor alone"
         head = [f"composite  {summary.digest}", f"members    {members}", f"native     {summary.path}"]
-        return [*head, *(f"expert     {each}" for each in summary.experts), *_left_out(self.expired), *stock]
-
-
-def _left_out(expired: dict[str, str]) -> list[str]:
-    return [f"left out   {name}: its terms ended at {end}" for name, end in expired.items()]
-
-
-def plan(federation: Federation, without: Sequence[str], *, tune: int | None = None) -> Plan:
-    """What `make` would assemble; raises ExpertSetError when a name in `without` is nobody's.
-
-    With `tune`, of so many steps, raises as `plan_tuning` does.
-    """
-    chosen = federation.chosen(without)
-    anchor = federation.home.anchor_manifest
-    specs = [spec for each in chosen.values() for spec in expert_specs(anchor, each.rank)]
-    native = sum(spec.nbytes for spec in (*(tensor.spec for tensor in anchor.tensors), *specs))
-    return Plan(
-        members={each.name: digest for digest, each in chosen.items()},
-        free_bytes=shutil.disk_usage(federation.home.path).free,
-        needed_bytes=native if tune is None else 2 * native,
-        expired=_expired(federation, without),
-        tuning=None if tune is None else plan_tuning(federation, without, steps=tune),
-    )
+        return [*head, *(f"expert     {each}" for each in summary.experts), *left_out(self.expired), *stock]
 
 
 def make(
@@ -152,8 +109,11 @@ def make(
         progress: called with the bytes copied so far and in total.
         on_step: called with the steps of tuning done and in total.
 
+    Returns:
+        What was made: the native form, and the export or, in `not_exported`, the error for which there is none.
+
     Raises:
-        ExpertSetError, AssemblyError, ExportError, StorageError: as the two steps raise them.
+        ExpertSetError, AssemblyError, StorageError: there is no native form.
         ConfigurationError, TrainingError: as `tuned_composite`.
     """
     tuned: Tuned | None = None
@@ -161,15 +121,19 @@ def make(
         composite = federation.assemble(without, progress=progress)
     else:
         composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
-    exported = _export(federation, composite, drop_bias) if stock else None
+    exported: Path | None = None
+    refused: MotetError | None = None
+    if stock:
+        try:
+            exported = _export(federation, composite, drop_bias)
+        except MotetError as error:
+            refused = error
     bias = _bias_cost(federation, composite, exported) if exported is not None and drop_bias else None
     summary = summary_of(federation, composite.manifest, exported)
-    return Made(summary=summary, bias=bias, tuned=tuned, expired=_expired(federation, without))
-
-
-def _expired(federation: Federation, without: Sequence[str]) -> dict[str, str]:
-    found = {each.name: each.terms.expiry for each in federation.expired().values() if each.name not in without}
-    return {name: end for name, end in sorted(found.items()) if end is not None}
+    if refused is not None:  # one made earlier, with the bias, is not what was asked for
+        summary = summary.model_copy(update={"stock_path": None})
+    expired = expired_names(federation, without)
+    return Made(summary=summary, bias=bias, tuned=tuned, expired=expired, not_exported=refused)
 
 
 def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from motet.moe.anchor import Anchor
 from motet.moe.token_router import TOKEN_ROUTER
+from motet.protocols.anchor_manifest import AnchorManifest
 from motet.protocols.composite_manifest import RoutingPolicy, Tuning
 from motet.protocols.errors import AssemblyError
 from motet.protocols.expert_files import ROUTER_TOKENS, router_bias_name, router_weight_name
@@ -27,6 +28,15 @@ class TunedRouter:
 
     tensors: Mapping[str, Tensor]
     tag: Tuning
+
+
+def router_specs(manifest: AnchorManifest, experts: int, routing: RoutingPolicy) -> list[TensorSpec]:
+    """What the file holds for so many experts, the anchor among them."""
+    size, layers = manifest.hidden_size, range(manifest.layers)
+    specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
+    specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
+    tokens = TensorSpec(name=TOKEN_ROUTER, dtype="F32", shape=(experts, manifest.vocabulary_size))
+    return [*specs, tokens] if routing.counted else specs
 
 
 def write_router(
@@ -48,16 +58,13 @@ def write_router(
         AssemblyError: the tuned router does not fit, or is not finite.
     """
     size, layers, experts = anchor.manifest.hidden_size, range(anchor.manifest.layers), len(files) + 1
-    specs = [TensorSpec(name=router_weight_name(layer), dtype="F32", shape=(experts, size)) for layer in layers]
-    specs += [TensorSpec(name=router_bias_name(layer), dtype="F32", shape=(experts,)) for layer in layers]
-    tokens = TensorSpec(name=TOKEN_ROUTER, dtype="F32", shape=(experts, anchor.manifest.vocabulary_size))
-    specs += [tokens] if routing.counted else []
+    specs = router_specs(anchor.manifest, experts, routing)
     with TensorWriter(path, specs) as writer:
         for layer in layers:
             made = _own_rows(files, layer, size, routing) if tuned is None else _tuned_rows(tuned, layer, experts, size)
             writer.write_tensor(router_weight_name(layer), made[0])
             writer.write_tensor(router_bias_name(layer), made[1])
-        if tokens in specs:
+        if routing.counted:
             writer.write(TOKEN_ROUTER, _evidence(files, anchor.manifest.vocabulary_size))
     return specs
 

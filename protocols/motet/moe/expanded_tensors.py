@@ -7,9 +7,9 @@ one piece of W and the factors of one matrix.
     sources["model.layers.0.mlp.experts.2.gate_proj.weight"].chunks(...)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from motet.moe.composition import expert_tensor_name, factor_tensor_names
 from motet.moe.config import MotetConfig
 from motet.moe.families import family_of
-from motet.protocols.tensor_files import CHUNK_BYTES, StoredTensor, TensorReader, TensorSpec
+from motet.protocols.tensor_files import CHUNK_BYTES, StoredTensor, TensorSpec
 
 
 class Tensors(Protocol):
@@ -38,13 +38,32 @@ class Tensors(Protocol):
         """One tensor in memory."""
 
 
+class Described:
+    """Tensors of which no more than names, dtypes and shapes is known; reading one raises ValueError."""
+
+    def __init__(self, specs: Iterable[TensorSpec]) -> None:
+        self.header: Mapping[str, StoredTensor] = {spec.name: StoredTensor(spec=spec, offset=0) for spec in specs}
+
+    def chunks(self, name: str, size: int = CHUNK_BYTES) -> NoReturn:
+        """See `Tensors`."""
+        raise ValueError(f"saw a wish for {size} bytes of {name}, wanted none: only its shape is known; open the file")
+
+    def slice(self, name: str, start: int, size: int) -> NoReturn:
+        """See `Tensors`."""
+        self.chunks(name, size)
+
+    def tensor(self, name: str) -> NoReturn:
+        """See `Tensors`."""
+        self.chunks(name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sum:
     """One matrix: where W, A and B are."""
 
-    own: tuple[TensorReader, str]
-    a: tuple[TensorReader, str]
-    b: tuple[TensorReader, str]
+    own: tuple[Tensors, str]
+    a: tuple[Tensors, str]
+    b: tuple[Tensors, str]
 
 
 class Expansion:
@@ -89,7 +108,7 @@ class Expansion:
         return found
 
 
-def with_expansions(sources: Mapping[str, TensorReader], config: MotetConfig) -> dict[str, Tensors]:
+def with_expansions(sources: Mapping[str, Tensors], config: MotetConfig) -> dict[str, Tensors]:
     """What reads each tensor of a composite when its low-rank experts are expanded.
 
     `sources` are the composite's own, checked against its configuration.
@@ -111,12 +130,12 @@ _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F
 _NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
-def _described(name: str, own: tuple[TensorReader, str]) -> StoredTensor:
+def _described(name: str, own: tuple[Tensors, str]) -> StoredTensor:
     stored = own[0].header[own[1]].spec
     dtype = "F64" if stored.dtype == "F64" else "F32"
     return StoredTensor(spec=TensorSpec(name=name, dtype=dtype, shape=stored.shape), offset=0)
 
 
-def _wide(reader: TensorReader, name: str) -> NDArray[np.float64]:
+def _wide(reader: Tensors, name: str) -> NDArray[np.float64]:
     wide: NDArray[np.float64] = reader.tensor(name).double().numpy()
     return wide

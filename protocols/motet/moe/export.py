@@ -8,6 +8,7 @@ composite with `stock_average(...)` as `evidence` in its configuration computes.
 piece, in float32 (`motet.moe.expanded_tensors`). Behind a norm no channel is constant: of a pre-norm family neither
 bias nor evidence is exported unless it is given up (docs/anchors.md).
 
+    stock_bytes(specs, config)                              # what it would take, before there is a composite
     export = export_stock(Path("composite"), Path("composite-stock"))
     AutoModelForCausalLM.from_pretrained("composite-stock")
 """
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,30 +29,17 @@ from motet.moe.average import Average
 from motet.moe.card import CARD_FILE, read_record, stock_card, stock_record
 from motet.moe.composite import MotetForCausalLM
 from motet.moe.config import MotetConfig
-from motet.moe.expanded_tensors import Tensors, with_expansions
+from motet.moe.expanded_tensors import Described, Tensors, with_expansions
 from motet.moe.families import Family, family_of
-from motet.moe.families.family import Treatment
 from motet.moe.prefix import prefix_settings
-from motet.moe.token_router import TOKEN_ROUTER
-from motet.moe.widening import CONSTANT, FAINT, Array, Widening
-from motet.protocols.canonical import storage_errors, sync_directory, write_atomically
+from motet.moe.stock_tensors import NUMPY, StockTensor, read_floats, stock_tensors
+from motet.moe.widening import Array, Widening
+from motet.protocols.canonical import require_room, storage_errors, sync_directory, write_atomically
 from motet.protocols.errors import ExportError
-from motet.protocols.expert_sizes import expert_file
 from motet.protocols.tensor_files import TensorReader, TensorSpec, TensorWriter
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
-_CHUNK_BYTES = 4 << 20
-_NEGLIGIBLE = 2.0**-5
-"""A relative change of the epsilon of queries' and keys' norms that is not worth rounding half-precision matrices for:
-it shows where their squares are as small as epsilon itself."""
-
-_NUMPY: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
 _COMPANIONS = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "LICENSE", "NOTICE"),
@@ -67,20 +55,12 @@ class StockExport:
     bias: Literal["none", "folded", "dropped"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Tensor:
-    """One tensor of the export: what it is to be, and what yields its bytes."""
-
-    spec: TensorSpec
-    chunks: Callable[[], Iterator[bytes]]
-
-
 def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = False) -> StockExport:
     """Writes a native composite directory as a stock checkpoint into the new directory `out`.
 
     `drop_bias` leaves the bias out, and of a pre-norm family what adds up evidence: no longer the same function.
     Raises ExportError when the composite cannot be expressed or `out` is in use, TensorFileError when its files are
-    malformed, StorageError when the disk is full.
+    malformed, StorageError when the disk is full, or has less room than the export takes.
     """
     config = _read_config(composite_directory)
     family = family_of(config.anchor.model_type)
@@ -93,7 +73,9 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
         biases = _biases(config, sources, average)
         bias = _fate_of(biases, family, drop_bias, counted=config.prefix is not None)
         widening = Widening.of(config, average=average, constant=bias == "folded")
-        _write_shards(directory, _plan(sources, biases, family, widening))
+        shards = stock_tensors(sources, biases, family, widening)
+        require_room(directory, _total(shards), "the stock export")
+        _write_shards(directory, shards)
         _write_config(directory, config, family, widening)
         record = stock_record(config, read_record(composite_directory), directory)
         write_atomically(directory / CARD_FILE, stock_card(record, architecture=family.stock.architecture))
@@ -101,6 +83,24 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
             if (composite_directory / name).is_file():
                 shutil.copyfile(composite_directory / name, directory / name)
     return StockExport(directory=out, hidden_size=widening.width, bias=bias)
+
+
+def stock_bytes(tensors: Iterable[TensorSpec], config: MotetConfig, *, drop_bias: bool = False) -> int:
+    """The bytes of the tensors that `export_stock` would write of a composite of these tensors and this configuration.
+
+    Nothing is read, so rows that may have a bias count as having one. Raises ExportError as `export_stock` does.
+    """
+    family = family_of(config.anchor.model_type)
+    _require_expressible(config, family)
+    described = Described(tensors)
+    sources = with_expansions(dict.fromkeys(described.header, described), config)
+    average = Average() if config.prefix and family.post_norm else None
+    own_rows = average is None and family.post_norm  # behind a norm, admission takes rows without bias only
+    bias = np.arange(config.num_experts) if own_rows else np.array(config.priors)
+    biases = {name: bias for name in sources if name.endswith(".mlp.router.bias")}
+    fate = _fate_of(biases, family, drop_bias, counted=config.prefix is not None)
+    widening = Widening.of(config, average=average, constant=fate == "folded")
+    return _total(stock_tensors(sources, biases, family, widening))
 
 
 def _read_config(directory: Path) -> MotetConfig:
@@ -160,17 +160,11 @@ def _check_tensors(sources: Mapping[str, TensorReader], config: MotetConfig) -> 
         del wanted["lm_head.weight"]
     for name in sorted(wanted.keys() | sources.keys()):
         seen = sources[name].header[name].spec if name in sources and name in sources[name].header else None
-        if seen is None or wanted.get(name) != seen.shape or seen.dtype not in _NUMPY:
+        if seen is None or wanted.get(name) != seen.shape or seen.dtype not in NUMPY:
             raise ExportError(
                 f"{name}: saw {'nothing' if seen is None else f'{seen.dtype} {seen.shape}'}, wanted "
-                f"{wanted.get(name, 'no such tensor')} in one of {', '.join(_NUMPY)}; assemble the composite again"
+                f"{wanted.get(name, 'no such tensor')} in one of {', '.join(NUMPY)}; assemble the composite again"
             )
-
-
-def _read(reader: Tensors, name: str) -> Array:
-    """A small tensor as float64."""
-    raw = np.frombuffer(b"".join(reader.chunks(name)), _NUMPY[reader.header[name].spec.dtype])
-    return _values(raw, reader.header[name].spec.dtype)
 
 
 def _average(config: MotetConfig, family: Family, sources: Mapping[str, Tensors]) -> Average | None:
@@ -194,7 +188,7 @@ def stock_average(config: MotetConfig, tensor: Callable[[str], torch.Tensor]) ->
 def _biases(config: MotetConfig, sources: Mapping[str, Tensors], average: Average | None) -> dict[str, Array]:
     """By name, in nats: the routers' own, or beside an average the log priors alone."""
     names = [name for name in sources if name.endswith(".mlp.router.bias")]
-    return {name: _read(sources[name], name) if average is None else np.array(config.priors) for name in names}
+    return {name: read_floats(sources[name], name) if average is None else np.array(config.priors) for name in names}
 
 
 def _require_expressible(config: MotetConfig, family: Family) -> None:
@@ -211,125 +205,26 @@ def _fate_of(
         raise ExportError(
             f"saw {'evidence over the prefix' if counted else 'a router bias'} in a {family.model_type} composite, "
             "wanted none: its MLPs read normalised states, where no channel is constant; export with --drop-bias, "
-            "which routes token by token without bias and reports the cost, or use the native form (docs/anchors.md)"
+            "which routes token by token without bias and reports the cost, or make the native form alone, with "
+            "--no-stock (docs/anchors.md)"
         )
     if not biased:
         return "none"
     return "dropped" if drop_bias else "folded"
 
 
-def _plan(
-    sources: Mapping[str, Tensors], biases: Mapping[str, Array], family: Family, widening: Widening
-) -> dict[str, list[_Tensor]]:
-    """The export's tensors by file, in an order that depends on their names only."""
-    shards: dict[str, list[_Tensor]] = {}
-    for name in sorted(sources):
-        if name == TOKEN_ROUTER or name.endswith(".mlp.router.bias"):
-            continue
-        stored = sources[name].header[name].spec
-        if ".mlp.router." in name:
-            bias = biases[name.replace(".weight", ".bias")]
-            tensor = _router(sources[name], stored, family.stock.name(name), widening, bias)
-        else:
-            tensor = _widened(sources, stored, family.stock.name(name), family.stock.treatment(name), widening)
-        shards.setdefault(_shard(name), []).append(tensor)
-    return shards
-
-
-def _shard(name: str) -> str:
-    if ".mlp.experts." in name:
-        return expert_file(int(name.split(".mlp.experts.")[1].split(".")[0]))
-    return "router.safetensors" if ".mlp.router." in name else "shared.safetensors"
-
-
-def _router(reader: Tensors, stored: TensorSpec, name: str, widening: Widening, bias: Array) -> _Tensor:
-    experts, hidden = stored.shape
-
-    def chunks() -> Iterator[bytes]:
-        weight = np.zeros((experts, widening.width), "<f4")
-        if widening.average is None:
-            weight[:, :hidden] = _read(reader, stored.name).reshape(stored.shape)
-        weight[:, hidden:] = widening.router_columns(bias)
-        yield weight.tobytes()
-
-    return _Tensor(spec=TensorSpec(name=name, dtype="F32", shape=(experts, widening.width)), chunks=chunks)
-
-
-def _widened(
-    sources: Mapping[str, Tensors], stored: TensorSpec, name: str, treatment: Treatment, widening: Widening
-) -> _Tensor:
-    reader, shape = sources[stored.name], widening.shape(treatment, stored.shape)
-    factor = widening.factor(treatment.scale)
-    exact = len(stored.shape) == 1 or stored.dtype in ("F32", "F64")
-    if not exact and abs(factor**2 - 1) <= _NEGLIGIBLE:
-        factor = 1.0
-    # Scaled in float32, where the factor costs no digits.
-    dtype = "F32" if factor != 1.0 and stored.dtype != "F64" else stored.dtype
-    spec = TensorSpec(name=name, dtype=dtype, shape=shape)
-    if shape == stored.shape and factor == 1.0:
-        return _Tensor(spec=spec, chunks=lambda: reader.chunks(stored.name))
-    columns = (shape[-1] if len(shape) == 2 else 1, stored.shape[-1] if len(stored.shape) == 2 else 1)
-    entries = list(widening.entries(treatment))
-
-    def chunks() -> Iterator[bytes]:
-        row_bytes, first = columns[1] * _NUMPY[stored.dtype].itemsize, 0
-        for raw in reader.chunks(stored.name, max(1, _CHUNK_BYTES // row_bytes) * row_bytes):
-            rows = np.frombuffer(raw, _NUMPY[stored.dtype]).reshape(-1, columns[1])
-            if factor != 1.0:
-                rows = (_values(rows, stored.dtype) * factor).astype(_NUMPY[dtype])
-            wide = np.zeros((len(rows), columns[0]), rows.dtype)
-            wide[:, : columns[1]] = rows
-            if treatment.new == "embedding":
-                _embed(wide, first, dtype, sources.get(TOKEN_ROUTER), widening)
-            first += len(rows)
-            yield _placed(wide, first - len(rows), dtype, entries).tobytes()
-        if more := shape[0] - first:
-            yield _placed(np.zeros((more, columns[0]), _NUMPY[dtype]), first, dtype, entries).tobytes()
-
-    return _Tensor(spec=spec, chunks=chunks)
-
-
-def _placed(rows: Array, first: int, dtype: str, entries: Iterable[tuple[int, int, float]]) -> Array:
-    """Rows from `first` on with what belongs into them."""
-    for row, column, value in entries:
-        if first <= row < first + len(rows):
-            rows[row - first, column] = _stored(np.float32(value), dtype)
-    return rows
-
-
-def _embed(rows: Array, first: int, dtype: str, evidence: Tensors | None, widening: Widening) -> None:
-    """Constants, and what each of these tokens says, into the new channels of an embedding's rows."""
-    start = widening.hidden + widening.parts
-    rows[:, widening.hidden : start] = _stored(np.float32(CONSTANT), dtype)
-    if evidence is None:
-        return
-    vocabulary = evidence.header[TOKEN_ROUTER].spec.shape[1]
-    for expert in range(widening.experts):
-        at = 4 * ((expert + 1) * vocabulary + first)
-        told = np.frombuffer(evidence.slice(TOKEN_ROUTER, at, 4 * len(rows)), "<f4")
-        rows[:, start + expert] = _stored(told * np.float32(FAINT), dtype)
-
-
-def _stored(values: Array | np.float32, dtype: str) -> Array:
-    """Float32 as it is stored; in bfloat16 its leading bits, which is all there is of constants and evidence."""
-    floats = np.asarray(values, "<f4")
-    return (floats.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else floats.astype(_NUMPY[dtype])
-
-
-def _values(stored: Array, dtype: str) -> Array:
-    floats = (stored.astype("<u4") << 16).view("<f4") if dtype == "BF16" else stored
-    return floats.astype("<f8")
-
-
-def _write_shards(directory: Path, shards: Mapping[str, list[_Tensor]]) -> None:
+def _write_shards(directory: Path, shards: Mapping[str, list[StockTensor]]) -> None:
     weight_map: dict[str, str] = {}
     for file, tensors in sorted(shards.items()):
         with TensorWriter(directory / file, [tensor.spec for tensor in tensors]) as writer:
             for tensor in tensors:
                 writer.write(tensor.spec.name, tensor.chunks())
                 weight_map[tensor.spec.name] = file
-    total = sum(tensor.spec.nbytes for tensors in shards.values() for tensor in tensors)
-    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": _total(shards)}, "weight_map": weight_map})
+
+
+def _total(shards: Mapping[str, list[StockTensor]]) -> int:
+    return sum(tensor.spec.nbytes for tensors in shards.values() for tensor in tensors)
 
 
 def _write_config(directory: Path, config: MotetConfig, family: Family, widening: Widening) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -107,6 +108,16 @@ def storage_errors(path: Path, *, new: bool = False) -> Iterator[None]:
             f"cannot write {path}: {error.strerror}; free space there or choose another folder, then run the same "
             "command again: what was complete is kept"
         ) from error
+
+
+def require_room(folder: Path, size: int, what: str) -> None:
+    """Raises StorageError unless `size` bytes are free where a folder lies; `what` needs them, such as "the copy"."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"saw {free:,} bytes free at {folder.parent}, wanted {size:,} for {what}; free space or choose another "
+            "folder, then run the same command again"
+        )
 
 
 def new_beside(path: Path) -> BinaryIO:
