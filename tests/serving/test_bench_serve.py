@@ -7,7 +7,14 @@ from motet.serving.bench.report import Report, Run, Settings
 from motet.serving.bench.rounds import run_serve
 from motet.serving.expert_sets import Roster
 
-KEYS = {"throughput_vs_generate", "mixed_sets_overhead_percent", "batching_speedup_16", "switch_ms", "ttft_ms"}
+KEYS = {
+    "throughput_vs_generate",
+    "mixed_sets_overhead_percent",
+    "mixed_sets_overhead_percent_of_equal_size",
+    "batching_speedup_16",
+    "switch_ms",
+    "ttft_ms",
+}
 
 
 def run(slow: float = 1.0, **changes: float) -> Run:
@@ -23,7 +30,8 @@ def test_ratios_are_medians_of_rounds_so_that_a_slow_round_does_not_count() -> N
     report = Report.of(Settings(), {"composite": 1, "stock": 2}, runs, [2e-5, 3e-5, 9.0])
     assert report.as_json() == {
         "throughput_vs_generate": 2.0,
-        "mixed_sets_overhead_percent": pytest.approx(10.0),
+        "mixed_sets_overhead_percent": 150.0,
+        "mixed_sets_overhead_percent_of_equal_size": pytest.approx(10.0),
         "batching_speedup_16": 6.0,
         "switch_ms": 0.03,
         "ttft_ms": {"1": 100.0, "4": 200.0, "16": 400.0},

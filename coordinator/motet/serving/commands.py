@@ -37,6 +37,10 @@ def serve(
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if not given.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences that are generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that the model computes with; all processors but one if not given."),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="policy.toml: tenants, their keys and experts; everybody may come in without.")
     ] = None,
@@ -85,6 +89,7 @@ def serve(
             name=known_as,
             max_batch=max_batch,
             queue=queue,
+            threads=threads,
             allowed_hosts=allowed_host or (),
             hooks=given.hooks,
             extend=extend,

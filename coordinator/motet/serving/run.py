@@ -24,6 +24,7 @@ from motet.serving.api.hosts import known_names
 from motet.serving.api.service import Service
 from motet.serving.engine.engine import Engine
 from motet.serving.engine.loading import Composite
+from motet.serving.engine.threads import compute_with
 from motet.serving.hooks import Hooks
 
 GRACE = 30
@@ -40,6 +41,7 @@ def serve(
     name: str,
     max_batch: int,
     queue: int,
+    threads: int | None = None,
     allowed_hosts: Collection[str] = (),
     hooks: Hooks | None = None,
     extend: Callable[[FastAPI], None] = lambda app: None,
@@ -47,11 +49,13 @@ def serve(
 ) -> None:
     """Serves until it is stopped.
 
-    `extend` adds to the application; `ready` is told the address; `allowed_hosts` are names beside those of loopback.
+    `threads` is what a pass computes with, None for all processors but one; `extend` adds to the application; `ready`
+    is told the address; `allowed_hosts` are names beside those of loopback.
 
     Raises ConfigurationError when the address cannot be listened on, or an allowed host is none.
     """
     hooks = hooks or Hooks()
+    compute_with(threads)
     engine = Engine(composite, max_batch=max_batch, queue=queue, withdrawn=hooks.withdrawn)
     with closing(listening(host, port)) as listener, engine:
         names = known_names(listener.getsockname()[0], allowed_hosts)

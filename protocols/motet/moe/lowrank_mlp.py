@@ -14,11 +14,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from motet.moe.in_pieces import in_pieces
 
 AT_A_TIME = 128
 """Tokens whose activations, of a few thousand values each, a processor's cache holds several of."""
+
+FEW = 32
+"""Tokens that are so few that every call counts, as where one is generated for each of some sequences."""
 
 LEARNT_AT_A_TIME = 128
 """The same with gradients, where every piece costs the way through autograd as well."""
@@ -62,9 +66,9 @@ class LowRank(nn.Module):
         return changed
 
     def add_to(self, base: Tensor, inputs: Tensor) -> None:
-        """Adds scale B A inputs to `base` (tokens, out) in place; not for gradients."""
-        lowered, raising = self.lora_A(inputs).to(base), self.lora_B.weight.t().to(base)
-        base.addmm_(lowered, raising, alpha=self.scale)
+        """Adds scale B A inputs to `base` (tokens, out) in place, without the modules' calls; not for gradients."""
+        lowered = functional.linear(inputs, self.lora_A.weight)
+        base.addmm_(lowered.to(base), self.lora_B.weight.t().to(base), alpha=self.scale)
 
 
 class LowRankMLP(nn.Module):
@@ -145,7 +149,8 @@ def _activated(
     counts = dict(enumerate((weights != 0).sum(dim=0).tolist()))
     taking_part = {number: expert for number, expert in experts.items() if counts[number]}
     shared = all(counts[number] == len(tokens) for number in taking_part)
-    summed = _in_turn if shared or torch.is_grad_enabled() else _in_pairs
+    few = tokens.device.type == "cpu" and len(tokens) <= FEW
+    summed = _in_pairs if few and not shared and not torch.is_grad_enabled() else _in_turn
     inner = weights[:, :1] * (activation(gate) * up)
     outer = tokens.new_zeros(tokens.shape, dtype=weights.dtype)
     return summed(activation, taking_part, (tokens, gate, up), weights, inner, outer)
@@ -188,13 +193,15 @@ def _in_pairs(
     shares = weights[:, list(experts)].t()  # (experts, tokens)
     taking_part = shares != 0
     rows, counts = taking_part.nonzero()[:, 1], taking_part.sum(dim=1).tolist()
-    copies = [part[rows] for part in parts]  # (pairs, ...)
-    for expert, *own in zip(experts.values(), *(torch.split(copy, counts) for copy in copies), strict=True):
+    seen, gate, up = (part[rows] for part in parts)  # (pairs, ...)
+    for expert, *own in zip(experts.values(), *(torch.split(copy, counts) for copy in (seen, gate, up)), strict=True):
         expert.change_(*own)
-    active = activation(copies[1]).mul_(copies[2])
-    changes = [expert.down_proj(own) for expert, own in zip(experts.values(), torch.split(active, counts), strict=True)]
+    active = activation(gate).mul_(up)
+    changes = torch.zeros_like(seen)
+    for expert, *own in zip(experts.values(), *(torch.split(each, counts) for each in (changes, active)), strict=True):
+        expert.down_proj.add_to(*own)
     weight = shares[taking_part].unsqueeze(-1)
-    return inner.index_add_(0, rows, weight * active), outer.index_add_(0, rows, weight * torch.cat(changes))
+    return inner.index_add_(0, rows, weight * active), outer.index_add_(0, rows, weight * changes)
 
 
 def _added(total: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:

@@ -22,12 +22,15 @@ def serve(
 
     The composite is random, of a Llama anchor 512 wide with 8 layers; about 100M
     parameters as it comes. `generate` of transformers runs on its stock export
-    (Mixtral), in which low-rank experts are dense, at a batch of 4. The server is
-    asked by HTTP, streaming, from another process. Sets in one batch are of equal
-    size: same-4 and mixed-4 differ only in whether they are the same. The JSON has
-    throughput_vs_generate (at 4), mixed_sets_overhead_percent (the worse of 4
-    and 16 requests), batching_speedup_16 (against one request after another),
-    switch_ms, and ttft_ms by the number of requests.
+    (Mixtral), in which low-rank experts are dense, at a batch of 4, with torch's
+    number of threads; the server as it comes, one processor left to HTTP. It is
+    asked by HTTP, streaming, from another process. In mixed-4 and mixed-16 every
+    request leaves out two low-rank experts, other ones than its neighbours do.
+    The JSON has throughput_vs_generate (at 4), mixed_sets_overhead_percent (against
+    one set of all experts, which reads the same weights; the worse of 4 and 16
+    requests), mixed_sets_overhead_percent_of_equal_size (against one set that lacks
+    two experts as well, whose batch reads fewer), batching_speedup_16 (against one
+    request after another), switch_ms, and ttft_ms by the number of requests.
     """
     import uvicorn  # noqa: F401 - first, so that its extra is named if it is missing
 

@@ -6,5 +6,5 @@
 
 `deliver` is called with a `Step` for every token, from the engine's thread. `job` has the values, `loading` the
 composite, `state` and `attention` what a sequence remembers, `network` one pass, `batch` who is in it, `prefixes` what
-is used again, `engine` the thread.
+is used again, `engine` the thread, `threads` how many more compute.
 """
