@@ -1,5 +1,6 @@
 """The stock export of composites with low-rank experts: dense, and nothing else than the composite computes."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from motet.moe import MotetForCausalLM, RoutingRows, compose
-from motet.moe.expanded_tensors import with_expansions
-from motet.moe.export import export_stock
+from motet.moe.config import MotetConfig
+from motet.moe.expanded_tensors import Described, with_expansions
+from motet.moe.export import export_stock, stock_bytes
 from motet.protocols.errors import ExportError
-from motet.protocols.tensor_files import TensorReader
+from motet.protocols.tensor_files import TensorReader, TensorSpec, read_header
 
 from .conftest import tiny_anchor
 from .mixed_kinds import MIXED, expert_of, ffn_of, mixed
@@ -89,6 +91,37 @@ def test_the_tensors_are_the_sums_whatever_pieces_are_asked_for(tmp_path: Path) 
         assert b"".join(tensors.chunks(name, 37)) == b"".join(tensors.chunks(name)) == whole
         assert tensors.slice(name, 190, 200) == whole[190:390]
         assert tensors.slice(name, len(whole) - 3, 3) == whole[-3:]
+
+
+def specs_in(folder: Path) -> list[TensorSpec]:
+    return [each.spec for path in folder.glob("*.safetensors") for each in read_header(path).values()]
+
+
+@pytest.mark.parametrize("drop_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["olmo2", *PRE_NORM])
+def test_its_size_is_known_from_names_and_shapes_alone(
+    tmp_path: Path, model_type: str, dtype: torch.dtype, drop_bias: bool
+) -> None:
+    anchor = tiny_anchor(model_type).to(dtype)
+    model = compose(anchor, [expert_of(anchor, name) for name in ("art", "law")])
+    if model_type in PRE_NORM:
+        for layer in model.model.layers:
+            layer.mlp.router.bias.data.zero_()
+    model.save_pretrained(tmp_path / "native")
+    config = MotetConfig.from_pretrained(tmp_path / "native")
+    foretold = stock_bytes(specs_in(tmp_path / "native"), config, drop_bias=drop_bias)
+    export_stock(tmp_path / "native", tmp_path / "stock", drop_bias=drop_bias)
+    assert foretold == sum(spec.nbytes for spec in specs_in(tmp_path / "stock"))
+    (art,) = {spec.dtype for spec in specs_in(tmp_path / "stock") if re.search(r"experts\.1\.", spec.name)}
+    assert art == "F32"
+
+
+def test_nothing_is_read_of_tensors_that_are_only_described() -> None:
+    described = Described([TensorSpec(name="a", dtype="F32", shape=(2,))])
+    for read in (lambda: described.slice("a", 0, 4), lambda: described.tensor("a"), lambda: described.chunks("a")):
+        with pytest.raises(ValueError, match="only its shape is known"):
+            read()
 
 
 def test_a_composite_without_its_factors_is_refused(tmp_path: Path) -> None:
