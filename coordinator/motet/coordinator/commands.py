@@ -175,7 +175,9 @@ def assemble(
         int | None,
         typer.Option(min=1, metavar="STEPS", help="Then tune the router on the members' proxies; says what changed."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be assembled, and what both forms take on the disk.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Say what would be assembled, and what both forms take on the disk.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Assemble the composite of everything admitted, not withdrawn and not expired, and export it."""
