@@ -130,6 +130,18 @@ def test_what_owners_wrote_is_shown_and_read_back_letter_by_letter(
         assert [letter for letter in cell if letter.isalnum()] == [letter for letter in text if letter.isalnum()]
 
 
+ADDRESS = "https://a.org/x, see www.1.com ftp://localhost a.b@c.de mailto:x@y.z (b.org) v1.2. CC-BY-4.0 a\u061cb"
+
+
+def test_addresses_that_owners_wrote_are_no_links_where_markdown_is_githubs() -> None:
+    card = native_card(record(Terms(licence="x", attribution=ADDRESS, purpose="x"), None), tuned=False).decode()
+    _, terms = tables(card)
+    assert terms[1][2] == ADDRESS.replace("\u061c", " "), "it is shown letter by letter"
+    row = next(line for line in card.splitlines() if line.startswith("| law | x |"))
+    assert re.findall(r"//|@|\bwww\.|[a-z]\.\w|\.[a-z]", row) == []
+    assert "v1.2. CC-BY-4.0 a b" in row, "numbers are left alone"
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from motet.moe.config import MotetConfig
 from motet.protocols.contribution import Terms
@@ -28,9 +28,11 @@ CARD_FILE = "README.md"
 MAX_CARD_BYTES = 16 << 20
 """No longer card is read: thousands of experts with the longest terms."""
 
-_INVISIBLE = re.compile("[\x00-\x20\x7f-\xa0\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+_INVISIBLE = re.compile("[\x00-\x20\x7f-\xa0\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 """White space, controls, and what turns the direction of writing."""
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#|!~$&]")
+_ADDRESS = re.compile(r"[:/](?=/)|@|(?<=[^\W\d])\.(?=\S)|\.(?=[^\W\d])")
+"""What makes a link of a bare address where Markdown is GitHub's: of https://a, www.a, a@b.c."""
 _TAGS = ["motet", "moe", "mixture-of-experts"]
 _LICENCE_NAME = "terms-of-each-owner"
 
@@ -194,16 +196,16 @@ def read_record(directory: Path) -> CardRecord | None:
 
 
 def _with_front_matter(record: CardRecord, library: str, text: str) -> bytes:
-    data = ModelCardData(
-        library_name=library,
-        license="other",
-        license_name=_LICENCE_NAME,
-        pipeline_tag="text-generation",
-        tags=_TAGS,
-        motet=record.model_dump(mode="json", exclude_none=True),
-    )
-    # Not `data.to_yaml`, which leaves Unicode as it is: a text with U+0085 would not be read back as it was.
-    fields = data.to_dict()  # type: ignore[no-untyped-call]
+    # Not by `ModelCardData`, whose next release may order or add keys, and with them change every composite's digest.
+    fields = {
+        "library_name": library,
+        "license": "other",
+        "license_name": _LICENCE_NAME,
+        "pipeline_tag": "text-generation",
+        "tags": _TAGS,
+        "motet": record.model_dump(mode="json", exclude_none=True),
+    }
+    # Unicode is escaped: a text with U+0085 would not be read back as it was.
     front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=False, line_break="\n")
     return f"---\n{front}---\n\n{text}".encode()
 
@@ -247,4 +249,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """A text as Markdown shows it letter by letter in a table, on one line."""
-    return _MARKUP.sub(r"\\\g<0>", _INVISIBLE.sub(" ", text).strip())
+    quoted = _MARKUP.sub(r"\\\g<0>", _INVISIBLE.sub(" ", text).strip())
+    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", quoted)
