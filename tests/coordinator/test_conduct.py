@@ -1,7 +1,7 @@
 """Whole runs without Flower: real desks and spools, letters that arrive at once, and owners who misbehave."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from motet.client.desk import Desk
 from motet.client.owner import DataConfig, OwnerConfig, OwnerHome
 from motet.client.spool import Spool
 from motet.coordinator.conduct import Run
-from motet.coordinator.gather import Answer, Order, Peer, Policy
+from motet.coordinator.gather import Answer, Order, Peer, Policy, Standing, standing
 from motet.coordinator.run_record import RunRecord, RunState, read_run
 from motet.protocols.canonical import bytes_digest, digest_of, write_atomically
 from motet.protocols.charter import Addresses, AnchorPin, Charter
@@ -51,7 +51,7 @@ class Books:
     active: dict[str, str] = field(default_factory=dict)
     reports: list[str] = field(default_factory=list)
     refuse: set[str] = field(default_factory=set)
-    expired: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
     """Names of whom admission knows, and the next composite does not."""
     scored: int = 0
     sets: list[bool] = field(default_factory=list)
@@ -62,12 +62,15 @@ class Books:
         return self.owners
 
     def admitted(self) -> Mapping[str, str]:
-        return dict(self.active)
+        return {owner: digest for owner, digest in self.active.items() if self.owners[owner].name not in self.ended}
+
+    def expired(self) -> Mapping[str, str]:
+        return {owner: digest for owner, digest in self.active.items() if self.owners[owner].name in self.ended}
 
     def admit_inline(self, manifest: bytes, update: bytes) -> Signed:
         contribution = Signed.parse(manifest).open(Contribution)
         refused = contribution.name in self.refuse
-        if not refused and contribution.name not in self.expired:
+        if not refused and contribution.name not in self.ended:
             self.active[contribution.owner] = contribution.digest
         receipt = Receipt(
             charter=CHARTER.digest,
@@ -83,7 +86,7 @@ class Books:
         return seal(receipt, COORDINATOR)
 
     def assemble(self) -> str:
-        return digest_of(sorted(self.active.values()))
+        return digest_of(sorted(self.admitted().values()))
 
     def keep_evaluation(self, report: Signed) -> None:
         self.reports.append(report.open(EvaluationReport).domain)
@@ -307,12 +310,55 @@ def test_an_expert_that_expired_is_not_asked_for_without_end(
 ) -> None:
     medicine, law = town.settle("medicine"), town.settle("law", transport=transport)
     town.play()
-    town.books.expired.add("law")
-    del town.books.active[law.home.key.public]
+    town.books.ended.add("law")
     assert town.play().composite == digest_of([town.books.active[medicine.home.key.public]])
     assert law.ran == ["train", "evaluate"]
     assert "gather: law failed: " in caplog.text
     assert ("its terms have ended" if transport == "flower" else "expired") in caplog.text
+
+
+def test_an_owner_whose_expert_expired_and_who_never_comes_is_not_waited_for(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    medicine, law = town.settle("medicine"), town.settle("law")
+    town.play()
+    town.books.ended.add("law")
+    del town.owners[law.home.key.public]
+    state = town.play(gather=replace(EVERYBODY, absent_seconds=0))
+    assert state.composite == digest_of([town.books.active[medicine.home.key.public]])
+    assert "gather: law failed: its terms have ended; its owner changes [terms]" in caplog.text
+
+
+def test_an_owner_whose_expert_expired_is_asked_when_it_comes(town: Town) -> None:
+    public = town.settle("law").home.key.public
+    town.play()
+    town.books.ended.add("law")
+    absent = frozenset({public})
+    with RunRecord.hold(town.folder / "coordinator", "1") as record:
+        run = Run(federation=town.books, post=town, record=record)
+        law = town.owners.pop(public)
+        run._look_around("job", absent)
+        assert standing(run.peers[public]) is Standing.FAILED
+        town.owners[public] = law
+        run._look_around("job", absent)
+        assert standing(run.peers[public]) is Standing.OPEN
+        del town.owners[public]
+        town.books.ended.clear()
+        run._look_around("job", absent)
+        assert standing(run.peers[public]) is Standing.SETTLED
+
+
+def test_an_evaluation_ends_at_its_deadline_with_whoever_has_scored(town: Town) -> None:
+    town.settle("medicine")
+    town.settle("code", unscored="the coordinator's data plane cannot be reached")
+    away = town.settle("law")
+    town.play()
+    town.books.reports.clear()
+    del town.owners[away.home.key.public]
+    town.settle("finance")  # another composite, which law is a member of
+    three = Policy(min_owners=3, deadline_seconds=0.1, poll_seconds=0)
+    assert town.play(gather=three, evaluate=three).phase == "done"
+    assert sorted(town.books.reports) == ["finance", "medicine"]
 
 
 def test_an_owner_who_sends_rubbish_inline_stops_nobody(town: Town) -> None:

@@ -101,7 +101,9 @@ def coordinate(
     superlink: Annotated[str | None, typer.Option(help="For run: host:port of the SuperLink on this machine.")] = None,
     min_owners: Annotated[int, typer.Option(min=1, help="Owners that must have an admitted expert.")] = 1,
     gather_seconds: Annotated[float, typer.Option(min=0, help="Then min-owners suffice; 0 waits for all.")] = 0.0,
-    evaluate_seconds: Annotated[float, typer.Option(min=0, help="The same for the evaluation.")] = 0.0,
+    evaluate_seconds: Annotated[
+        float, typer.Option(min=0, help="Then one owner's scores suffice; 0 waits for all.")
+    ] = 0.0,
     poll_seconds: Annotated[float, typer.Option(min=0, help="Seconds between two questions to an owner.")] = 0.5,
     shapley: Annotated[bool, typer.Option("--shapley", help="Owners score every expert set, of 8 at most.")] = False,
 ) -> None:

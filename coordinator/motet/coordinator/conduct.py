@@ -1,7 +1,7 @@
 """One run of the federation, phase by phase: gather experts, assemble, let the owners evaluate.
 
     run = Run(federation=federation, post=Post(grid), record=record)
-    run.play(gather=Policy(min_owners=3), evaluate=Policy(min_owners=3))
+    run.play(gather=Policy(min_owners=3), evaluate=Policy(deadline_seconds=600))
 
 What to do next is decided in `motet.coordinator.gather`; letters go through a `Letters`, which is Flower's Grid in
 `motet.coordinator.post`; state lies in `motet.coordinator.run_record`; everything else is asked of a `Federation`. A
@@ -58,6 +58,9 @@ class Federation(Protocol):
     def admitted(self) -> Mapping[str, str]:
         """Owner -> digest of the contribution that the next composite would hold."""
 
+    def expired(self) -> Mapping[str, str]:
+        """Owner -> digest of the contribution that it would hold, had its terms not ended."""
+
     def admit_inline(self, manifest: bytes, update: bytes) -> Signed:
         """Judge an update that came through Flower; the signed receipt says admitted or refused."""
 
@@ -104,7 +107,10 @@ class Run:
         return self.shapley and len(self.members) <= MAX_EXPERTS
 
     def play(self, *, gather: Policy, evaluate: Policy) -> None:
-        """Gather, assemble, evaluate; a failure is written down before it is raised."""
+        """Gather, assemble, evaluate; a failure is written down before it is raised.
+
+        Of the evaluation, `min_owners` is passed over: one owner's scores suffice, who failed is not in the report.
+        """
         phase: RunPhase = "gather"
         try:
             self._phase("gather", TrainRequest(charter=self.federation.charter), gather)
@@ -134,7 +140,7 @@ class Run:
         public = threading.Thread(target=score_public, daemon=True)
         public.start()
         request = EvaluateRequest(charter=self.federation.charter, composite=composite, sets=self.sets)
-        self._phase("evaluate", request, policy)
+        self._phase("evaluate", request, replace(policy, min_owners=1))
         public.join()
         if failures:
             raise failures[0]
@@ -145,7 +151,8 @@ class Run:
         while verdict is None or not verdict.over:
             for answer in self.post.heard(TICK_SECONDS):
                 self._take(answer, request)
-            self._look_around(job_id(request))
+            given_up = self._expired() if time.monotonic() - started >= policy.absent_seconds else frozenset()
+            self._look_around(job_id(request), given_up)
             self._tell(phase)
             if self.composite is not None and not self.peers:
                 raise FederationError(
@@ -155,6 +162,10 @@ class Run:
             for peer in self.peers.values():
                 self._write_to(peer, request, policy)
         self._require_enough(phase, verdict, policy)
+
+    def _expired(self) -> frozenset[str]:
+        """Who cannot settle before they contribute again; nobody once the members are chosen."""
+        return frozenset(self.federation.expired()) if self.composite is None else frozenset()
 
     def _take(self, answer: Answer, request: Request) -> None:
         """Note an answer, and act on what it brought."""
@@ -217,8 +228,13 @@ class Run:
         else:
             self.record.keep_report(peer.owner, contribution, request.composite, report, sets=request.sets)
 
-    def _look_around(self, job: str) -> None:
-        """Who is enrolled, who is connected, and who has settled: all of it may change at any time."""
+    def _look_around(self, job: str, expired: frozenset[str]) -> None:
+        """Who is enrolled, who is connected, and who has settled: all of it may change at any time.
+
+        Args:
+            job: the id of the phase's job.
+            expired: owners who fail while they are not connected.
+        """
         enrolled, admitted = self.federation.enrolled(), self.federation.admitted()
         if self.composite is not None:
             enrolled = {owner: join for owner, join in enrolled.items() if owner in self.members and owner in admitted}
@@ -228,6 +244,7 @@ class Run:
                 self.peers.get(owner, Peer(owner=owner, name=join.name, job=job)),
                 connected=owner in self.nodes,
                 settled=self._settled(owner, admitted.get(owner)),
+                ended=owner in expired and owner not in admitted and owner not in self.nodes,
                 receipt_due=bool(self.record.receipts_due(owner)),
             )
             for owner, join in enrolled.items()
@@ -274,7 +291,7 @@ class Run:
     def _require_enough(self, phase: str, verdict: Verdict, policy: Policy) -> None:
         for owner, reason in verdict.failed.items():
             logger.warning("%s: %s failed: %s", phase, self.peers[owner].name, reason)
-        wanted = max(1, policy.min_owners) if phase == "gather" else 1  # whose text was not scored is not in the report
+        wanted = max(1, policy.min_owners)
         if len(verdict.settled) < wanted:
             reasons = "; ".join(f"{self.peers[owner].name}: {reason}" for owner, reason in verdict.failed.items())
             raise FederationError(

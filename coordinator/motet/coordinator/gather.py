@@ -67,6 +67,9 @@ class Policy:
     """How many must settle for the run to go on."""
     deadline_seconds: float | None = None
     """After so long, `min_owners` suffice; None waits for everyone who has not failed."""
+    absent_seconds: float = 15.0
+    """How long an owner whose expert has expired is waited for while not connected: one who starts again, as the
+    coordinator did, needs a few seconds."""
     poll_seconds: float = 0.5
     """How long an owner is left in peace between two questions. A SuperNode looks for mail at once after an answer and
     then every 3 s, so a pause between 0.5 and 2 s costs nothing and one of 3 s costs another 3 s."""
@@ -90,6 +93,8 @@ class Peer:
     """When the job's state or progress was last seen to differ."""
     settled: bool = False
     """The contribution is admitted, or the evaluation kept: known from the coordinator's own store."""
+    ended: bool = False
+    """The contribution has expired, and the owner is not there to send another."""
     receipt_due: bool = False
     fault: str | None = None
     """Why the coordinator gave this owner up in this phase."""
@@ -143,6 +148,8 @@ def why_failed(peer: Peer) -> str | None:
         return None
     if peer.fault is not None:
         return peer.fault
+    if peer.ended:
+        return "its terms have ended; its owner changes [terms] in owner.toml, packs again and sends that"
     if not peer.requested or peer.state is None:
         return None
     if peer.state.state == "failed":

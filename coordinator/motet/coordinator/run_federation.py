@@ -37,6 +37,10 @@ class RunFederation:
         """Owner -> digest of the active contribution."""
         return {each.owner: digest for digest, each in self.inner.admitted().items()}
 
+    def expired(self) -> Mapping[str, str]:
+        """Owner -> digest of the contribution whose terms have ended."""
+        return {each.owner: digest for digest, each in self.inner.expired().items()}
+
     def admit_inline(self, manifest: bytes, update: bytes) -> Signed:
         """Judge an update that came through Flower."""
         return self.inner.admit_inline(manifest, update)
