@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -46,6 +47,10 @@ def federation(home: CoordinatorHome, members: dict[str, str]) -> Federation:
 
 def recorded(home: CoordinatorHome) -> list[dict[str, str]]:
     return [entry.body["members"] for entry in home.ledger.entries() if entry.kind == "composite"]
+
+
+def on_a_full_disk(*arguments: object, **options: object) -> NoReturn:
+    raise StorageError("no space left on device")
 
 
 def tensor_bytes(folder: Path) -> int:
@@ -182,10 +187,16 @@ def test_one_unreadable_folder_stops_nobody(federation: Federation, home: Coordi
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
 @pytest.mark.parametrize("name", ["router.safetensors", "composite.json"])
-def test_a_damaged_composite_is_made_anew(federation: Federation, name: str, spoil: Callable[[Path], object]) -> None:
+def test_a_damaged_composite_is_made_anew(
+    federation: Federation, name: str, spoil: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     composite = federation.assemble()
     before = (composite.path / name).read_bytes()
     spoil(composite.path / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "assemble", on_a_full_disk)
+        with pytest.raises(StorageError):
+            federation.assemble()
     again = federation.assemble()
     assert (again.digest, again.path) == (composite.digest, composite.path)
     assert (again.path / name).read_bytes() == before

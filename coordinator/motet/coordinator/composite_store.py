@@ -2,7 +2,8 @@
 
 Guarantees that one set of members is assembled once and by one process at a time; that a composite is recorded only
 while none of its members is withdrawn or expired, however long the copying took; and that one which was damaged on the
-disk since is put aside and made anew, the same byte for byte. A composite that holds what expired later stays.
+disk since is put aside and made anew: by the same release the same byte for byte, by a later one perhaps under another
+digest. A composite that holds what expired later stays.
 
     composites = CompositeStore(home)
     composite = composites.assemble(without=["medicine"])
@@ -58,7 +59,7 @@ class CompositeStore:
     def manifests(self) -> dict[str, CompositeManifest]:
         """Digest -> manifest of every composite that is here; a folder without a readable one is passed over."""
         found = {}
-        for path in sorted(self._home.composites_directory.glob("[0-9a-f]*")):
+        for path in sorted(self._home.composites_directory.glob("[0-9a-f]" * 64)):
             try:
                 manifest = read_composite_manifest(path)
             except AssemblyError as error:
