@@ -1,8 +1,9 @@
 """The training losses that one owner told, step by step, in a file that does not grow without end.
 
 Guarantees: at most `MOST` points are told of a training, the first and the last among them, and twice as many lines
-are kept; a training that goes on from a checkpoint, or anew, replaces what it repeats; a line that was cut off when
-the process was killed is passed over.
+are kept; a training that goes on from a checkpoint, or anew, replaces the step it is first heard of and all later
+ones, so that losses of earlier steps stay, of whichever training; a line that was cut off when the process was killed
+is passed over.
 
     record = LossRecord(path)                      # OSError if it cannot be read
     record.add(120, 3.41)                          # one line more

@@ -129,7 +129,7 @@ class RunRecord:
 
     @classmethod
     def losses(cls, home: Path, owner: str) -> dict[int, float]:
-        """Step -> loss in nats per token, of the training that the owner told of last. Raises OSError."""
+        """Step -> loss in nats per token as told last, early ones perhaps of a training before. Raises OSError."""
         return read_losses(cls(home, "")._owner(owner) / LOSSES)
 
     def keep_receipt(self, owner: str, contribution: str, receipt: Signed) -> None:
