@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import httpx
@@ -14,6 +15,7 @@ from motet.serving.api.app import build_app
 from motet.serving.api.service import Service
 from motet.serving.engine.engine import Engine
 from motet.serving.engine.loading import Composite
+from motet.serving.hooks import Hooks, Record
 from motet.serving.run import listening, web_server
 
 from .conftest import NAME, tiny_composite
@@ -28,9 +30,12 @@ def patient() -> Composite:
 
 
 @contextmanager
-def answering(composite: Composite, *, grace: int) -> Iterator[tuple[uvicorn.Server, threading.Thread, str]]:
+def answering(
+    composite: Composite, *, grace: int, books: list[Record] | None = None
+) -> Iterator[tuple[uvicorn.Server, threading.Thread, str]]:
+    hooks = Hooks() if books is None else Hooks(meter=books.append)
     with listening("127.0.0.1", 0) as listener, Engine(composite) as engine:
-        server = web_server(build_app(Service(composite, engine, NAME)), grace=grace)
+        server = web_server(build_app(Service(composite, engine, NAME, hooks)), grace=grace)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -60,10 +65,11 @@ def test_while_answers_are_finished_requests_are_told_to_go_elsewhere(patient: C
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("insisting", [False, True])
-def test_answers_that_do_not_end_in_time_are_broken_off(patient: Composite, insisting: bool) -> None:
+def test_answers_that_do_not_end_in_time_are_broken_off_and_on_the_books(patient: Composite, insisting: bool) -> None:
     """In its time, or at once when the server is told a second time."""
+    books: list[Record] = []
     with (
-        answering(patient, grace=60 if insisting else 1) as (server, thread, url),
+        answering(patient, grace=60 if insisting else 1, books=books) as (server, thread, url),
         httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as answer,
     ):
         lines = answer.iter_lines()
@@ -74,5 +80,21 @@ def test_answers_that_do_not_end_in_time_are_broken_off(patient: Composite, insi
         server.force_exit = insisting
         thread.join(30)
         assert not thread.is_alive()
-        with pytest.raises(httpx.TransportError):
-            list(lines)
+        with suppress(httpx.TransportError):  # only if the server was told a second time
+            assert not any('"finish_reason":"length"' in line for line in lines)
+    assert [1 <= record.generated_tokens < LONG["max_tokens"] for record in books] == [True]
+
+
+@pytest.mark.timeout(120)
+def test_in_time_both_ways_of_answering_are_on_the_books(patient: Composite) -> None:
+    books: list[Record] = []
+    with answering(patient, grace=1, books=books) as (server, _, url), ThreadPoolExecutor(2) as clients:
+        asked = [
+            clients.submit(httpx.post, f"{url}/v1/completions", json=LONG | {"stream": stream}, timeout=60)
+            for stream in (True, False)
+        ]
+        while httpx.get(f"{url}/healthz", timeout=60).json()["running"] < 2:
+            time.sleep(0.02)
+        server.should_exit = True
+        wait(asked)
+    assert len(books) == 2

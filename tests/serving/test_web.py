@@ -288,6 +288,7 @@ def test_a_key_is_asked_for_once_and_kept_from_scripts(tab: Callable[..., Page])
     with site(speaking(WORDS), hooks=Hooks(authorise=authorise, meter=records.append)) as guarded:
         assert httpx.get(guarded.url).status_code == 401
         assert httpx.post(guarded.url, data={"prompt": "the"}).status_code == 401
+        assert httpx.post(guarded.url, data={f"f{number}": "x" for number in range(600)}).status_code == 401
         page = tab(java_script_enabled=False)
         page.goto(guarded.url)
         page.get_by_label("Key").fill("motet-good")
@@ -390,7 +391,10 @@ def test_a_form_that_cannot_be_used_says_why(pages: Site, changes: dict[str, obj
         assert said in shown
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://elsewhere.example"}, {"Origin": "http://["}, {"Sec-Fetch-Site": "cross-site"}],
+)
 def test_another_sites_page_starts_nothing(pages: Site, headers: dict[str, str]) -> None:
     before = len(pages.records)
     for path in ("/", "/key"):

@@ -199,6 +199,21 @@ def test_an_older_ledger_gives_no_withdrawal_back(federation: Federation, tmp_pa
     assert gone(EVERY) == {"news", "law"}
 
 
+def test_the_page_reads_an_older_ledger_from_its_beginning(federation: Federation, tmp_path: Path) -> None:
+    backup = copy_of(federation, tmp_path / "backup")
+    reading, fresh = (LedgerReading(federation.home / "ledger.sqlite") for _ in range(2))
+    federation.withdraw("news")
+    reading.look()
+    put(federation, backup)
+    reading.look()
+    assert not reading.standing.withdrawn
+    federation.withdraw("law")  # an entry with the number of the one that is lost
+    for each in (reading, fresh):
+        each.look()
+    assert list(reading.lines) == list(fresh.lines)
+    assert reading.standing.withdrawn == fresh.standing.withdrawn != set()
+
+
 def test_another_federations_ledger_is_none(federation: Federation, tmp_path: Path) -> None:
     clock, other = Clock(), found_federation(tmp_path / "other", context=None)
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)], clock=clock)

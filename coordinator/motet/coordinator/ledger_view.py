@@ -108,7 +108,12 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     be torn; it then breaks the chain, and is whole at the next look.
     """
     log = path.with_name(path.name + "-wal")
-    how = "mode=ro" if log.is_file() and log.stat().st_size else "mode=ro&immutable=1"
+    try:
+        how = "mode=ro" if log.stat().st_size else "mode=ro&immutable=1"
+    except FileNotFoundError:
+        how = "mode=ro&immutable=1"
+    except OSError as error:
+        raise StorageError(f"cannot look at {log}: {error.strerror}; check its rights") from error
     try:
         address = f"file:{quote(str(path.absolute()))}?{how}"
         with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as database:

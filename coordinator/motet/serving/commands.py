@@ -36,7 +36,7 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if not given.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences that are generated at once.")] = 16,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, help="Prompts that may wait; more are answered 429.")] = 64,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads that the model computes with; all processors but one if not given."),

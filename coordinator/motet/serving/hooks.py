@@ -5,7 +5,7 @@ Guarantees: `authorise` is asked before anything of a request is computed, and `
 `withdrawn` is asked before every step of the model, for running and waiting sequences alike.
 
     hooks = Hooks(authorise=door, meter=books.keep, ready=books.require_open, withdrawn=withdrawals)
-    app = build_app(service, hooks)
+    app = build_app(Service(composite, engine, name, hooks))
 """
 
 from collections.abc import Callable

@@ -84,6 +84,8 @@ class _Draining(uvicorn.Server):
         while not await asyncio.to_thread(self._engine.drain, _LOOK):
             if self.force_exit or time.monotonic() > until:
                 break
+        # Whoever has not ended by now is told so, and what was used is written down, before uvicorn breaks off.
+        await asyncio.to_thread(self._engine.close)
         self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))
         await super().shutdown(sockets)
 

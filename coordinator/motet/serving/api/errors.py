@@ -73,7 +73,9 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, ExpertSetError):
         return Refusal(str(error), code="expert_set", param="experts")
     if isinstance(error, StorageError):
-        return Refusal(f"cannot record what this answer used: {error}", status=503, code="not_recorded")
+        _LOG.error("%s", error)  # with the path, which is nothing for clients
+        told = "cannot record what answers use, so none is given; try again later, or tell whoever runs this server"
+        return Refusal(told, status=503, code="not_recorded", headers={"Retry-After": "5"})
     if isinstance(error, MotetError):
         return Refusal(str(error), status=500, code="server_error")
     return Refusal("saw an error that was not foreseen; the server's log has it", status=500, code="server_error")

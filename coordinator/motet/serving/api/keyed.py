@@ -1,6 +1,7 @@
 """The key before the body: nothing of a request is read or parsed before it is known whom it is from.
 
-Guarantees: of an endpoint on such a router, whoever may not come in learns nothing but that, however the request looks.
+Guarantees: of an endpoint on such a router, whoever may not come in learns nothing but that, however the request looks,
+unless its body says that it is larger than any may be (`limits`).
 
     router = keyed_router(service)
     @router.get("/v1/models")

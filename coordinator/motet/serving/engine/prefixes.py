@@ -31,7 +31,7 @@ class _Key(NamedTuple):
 
 
 class Prefixes:
-    """States by what filled them. Not for several threads at once."""
+    """States by what filled them. Not for several threads at once, but for `tokens`, which any may ask for."""
 
     def __init__(self, *, tokens: int) -> None:
         self.limit = tokens
@@ -40,7 +40,7 @@ class Prefixes:
     @property
     def tokens(self) -> int:
         """Positions that there is memory for in all that is kept."""
-        return sum(state.room for state in self._kept.values())
+        return sum(state.room for state in list(self._kept.values()))  # a copy: others ask while it changes
 
     @property
     def sets(self) -> set[str]:

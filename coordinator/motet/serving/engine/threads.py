@@ -13,7 +13,8 @@ import torch
 
 def default_threads() -> int:
     """All processors that this process may use but one, at least one, and no more than OMP_NUM_THREADS allows."""
-    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), processors - 1))
 
 
 def compute_with(threads: int | None) -> int:

@@ -51,8 +51,8 @@ class Books:
     def close(self) -> None:
         """Tries what is owed a last time, and says what could not be written."""
         self._closing.set()
-        if self._catching_up is not None:
-            self._catching_up.join()
+        if (thread := self._catching_up) is not None:
+            thread.join()
         if self._owed and not self._settled():
             lost = sum(record.generated_tokens for record in self._owed)
             _LOG.error("%s answers of %s tokens are not on the books: %s", len(self._owed), lost, self._problem)

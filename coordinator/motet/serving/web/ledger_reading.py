@@ -1,7 +1,8 @@
 """A coordinator's ledger, read while the coordinator writes it.
 
-Guarantees: nothing is written, not even a lock; every link of the chain and every owner's signature is checked once,
-and only what is new is read again.
+Guarantees: nothing is written, and no lock is held beyond one reading; every link of the chain and every owner's
+signature is checked once, and only what is new is read again. A ledger that was put in its place, as from a backup, is
+noticed, and read from its beginning.
 
     reading = LedgerReading(home / "ledger.sqlite")
     reading.look()                                  # LedgerError if the chain does not hold
@@ -43,6 +44,10 @@ class LedgerReading:
     """What the ledger says so far. Not for several threads at once."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
         self.standing = Standing()
         self.charter: Charter | None = None
         """What the first entry says."""
@@ -54,12 +59,14 @@ class LedgerReading:
         self.received: dict[str, int] = {}
         """Contribution -> payload bytes that arrived for it, repeats included."""
         self._composites: list[tuple[str, frozenset[str]]] = []
-        self._path = path
 
     def look(self) -> None:
         """Take in what is new. Raises LedgerError, SignatureError, and StorageError when it cannot be read now."""
-        start = 0 if self.standing.last is None else self.standing.last.sequence + 1
-        newer = [self._parsed(text) for text in self._newer(start)]
+        last = self.standing.last
+        newer = [self._parsed(text) for text in self._since(0 if last is None else last.sequence)]
+        if last is not None and (not newer or newer.pop(0).digest != last.digest):
+            self._begin()
+            newer = [self._parsed(text) for text in self._since(0)]
         if newer:
             self.standing = fold(newer, self.standing)
         for entry in newer:
@@ -77,7 +84,7 @@ class LedgerReading:
         except (DocumentError, AttributeError) as error:
             raise LedgerError(f"{self._path}: an entry is damaged: {error}; restore a backup") from error
 
-    def _newer(self, start: int) -> list[str]:
+    def _since(self, start: int) -> list[str]:
         with reading(self._path) as database:
             rows = database.execute("SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence", (start,))
             return [text for (text,) in rows]

@@ -96,8 +96,8 @@ class Playground:
         question, access, live = Question(), None, request.headers.get("accept") == MEDIA_TYPE
         try:
             require_own_page(request)
-            question = Question.of(await form_of(request))
             access = await access_of(request)
+            question = Question.of(await form_of(request))
             async with AsyncExitStack() as leaving:
                 pairs = await begun(self.service, question, access, leaving)
                 if live:

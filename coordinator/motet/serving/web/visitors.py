@@ -38,9 +38,15 @@ async def access_of(request: Request, *, key: str | None = None) -> Access:
 def require_own_page(request: Request) -> None:
     """Refuse what another site's page sent with its visitor's browser. Raises Refusal."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if foreign or site not in (None, "same-origin", "none"):
+    if _foreign(origin, request.headers.get("host")) or site not in (None, "same-origin", "none"):
         raise Refusal("saw a form of another site, wanted one of this server's own pages", status=403)
+
+
+def _foreign(origin: str | None, host: str | None) -> bool:
+    try:
+        return origin is not None and urlsplit(origin).netloc != host
+    except ValueError:  # no address at all
+        return True
 
 
 async def form_of(request: Request) -> dict[str, list[str]]:

@@ -23,6 +23,11 @@ form.addEventListener("submit", async (event) => {
 async function follow(signal) {
   const headers = { Accept: "application/x-ndjson" };
   const found = await fetch("/", { method: "POST", body: new URLSearchParams(new FormData(form)), headers, signal });
+  if (!found.headers.get("Content-Type")?.startsWith(headers.Accept)) {
+    answers.textContent = "";
+    news.textContent = `The server refused: ${found.status} ${found.statusText}`;
+    return;
+  }
   const reader = found.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
