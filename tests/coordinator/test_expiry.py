@@ -148,8 +148,10 @@ def test_an_older_composite_is_not_removed_by_an_expiry_in_between(federation: F
 def test_a_run_does_not_count_on_it(federation: Federation, clock: Clock, medicine: object, law: object) -> None:
     run = RunFederation(inner=federation)
     assert run.admitted().keys() == {medicine.key.public, law.key.public}
+    assert run.expired() == {}
     clock.now = END
     assert run.admitted().keys() == {medicine.key.public}
+    assert run.expired().keys() == {law.key.public}
     assert run.assemble() == federation.assemble(without=["law"]).digest
     assert run.enrolled().keys() == {medicine.key.public, law.key.public}, "it may contribute again"
     assert ablation_plan(federation, {}).experts == ("medicine",)
