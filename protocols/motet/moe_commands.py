@@ -1,9 +1,9 @@
 """The sub-command `motet harness`. It lies outside its room because importing anything of `motet.moe` loads torch."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ import typer
 from motet.protocols.output import Json, show
 
 if TYPE_CHECKING:
-    from motet.moe.harness import HarnessReport
+    from motet.moe.harness import HarnessReport, TaskResult
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 _NO_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -49,45 +49,48 @@ def harness(
     as_json: Json = False,
 ) -> None:
     """Score a composite on tasks of EleutherAI's lm-evaluation-harness, without the network."""
-    settings = _OFFLINE if sys.stderr.isatty() else _OFFLINE + _NO_BARS
-    os.environ.update(dict.fromkeys(settings, "1"))  # read when these libraries are imported
+    _set_environment()
     import lm_eval  # type: ignore[import-untyped]  # noqa: F401 - first, so that its extra is named if it is missing
 
     from motet.moe.config import ANCHOR
     from motet.moe.harness import run_harness
     from motet.protocols.canonical import write_atomically
 
-    report = run_harness(
-        composite,
-        tasks,
-        task_files=include_path,
-        experts=experts or (),
-        excluded=without or (),
-        limit=limit,
-        chat=chat,
-    )
-    value, lines = report.model_dump(mode="json"), list(_lines(report))
+    run = partial(run_harness, composite, tasks, task_files=include_path, limit=limit, chat=chat)
+    report = run(experts=experts or (), excluded=without or ())
     if anchor_too:
-        alone = run_harness(composite, tasks, task_files=include_path, experts=(ANCHOR,), limit=limit, chat=chat)
-        value["anchor"] = alone.model_dump(mode="json")["tasks"]
-        lines += ["", *_lines(alone)]
+        report = report.model_copy(update={"anchor": run(experts=(ANCHOR,)).tasks})
     if out is not None:
-        write_atomically(out, json.dumps(value, indent=2).encode() + b"\n")
-    show(value, as_json=as_json, lines=lines)
+        write_atomically(out, report.model_dump_json(indent=2).encode() + b"\n")
+    show(report.model_dump(mode="json"), as_json=as_json, lines=_lines(report))
+
+
+def _set_environment() -> None:
+    """What the harness's libraries read when they are imported: no network, and no bars in a file."""
+    settings = _OFFLINE if sys.stderr.isatty() else _OFFLINE + _NO_BARS
+    os.environ.update(dict.fromkeys(settings, "1"))
 
 
 def _lines(report: "HarnessReport") -> Iterator[str]:
     yield f"composite  {report.composite}"
+    if report.chat:
+        yield "prompts    by the anchor's chat template"
     yield f"experts    {', '.join(report.experts)}"
-    table = [_HEAD, *_rows(report)]
+    yield from _table(report.tasks)
+    if report.anchor is not None:
+        yield from ("", "experts    anchor", *_table(report.anchor))
+
+
+def _table(tasks: Mapping[str, "TaskResult"]) -> Iterator[str]:
+    table = [_HEAD, *_rows(tasks)]
     widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
     for row in table:
         cells = (cell.ljust(widths[at]) if at < 2 else cell.rjust(widths[at]) for at, cell in enumerate(row))
         yield "  ".join(cells).rstrip()
 
 
-def _rows(report: "HarnessReport") -> Iterator[tuple[str, ...]]:
-    for task, result in report.tasks.items():
+def _rows(tasks: Mapping[str, "TaskResult"]) -> Iterator[tuple[str, ...]]:
+    for task, result in tasks.items():
         documents = "" if result.documents is None else str(result.documents)
         for metric, value in result.metrics.items():
             name, _, chosen = metric.partition(",")

@@ -18,6 +18,7 @@ from motet import cli
 from motet.moe import MotetForCausalLM, only
 from motet.moe.harness import HarnessReport, MotetLM, run_harness
 from motet.moe.scoring import bits_per_byte, score
+from motet.moe_commands import _lines
 from motet.protocols.canonical import file_digest
 from motet.protocols.composite_manifest import (
     MANIFEST_FILE,
@@ -231,6 +232,8 @@ def test_instructions_are_put_as_the_chat_template_has_them(
     report = run_harness(instruct, ["instructions"], task_files=INSTRUCTIONS, limit=2, chat=True)
     prompts = [json.loads(line)["prompt"] for line in (INSTRUCTIONS / "prompts.jsonl").read_text().splitlines()]
     assert sorted(asked) == sorted(f"<user>{prompt}\n<assistant>" for prompt in prompts[:2])
+    assert report.chat
+    assert list(_lines(report))[1] == "prompts    by the anchor's chat template"
     found = report.tasks["instructions"]
     assert (found.documents, found.metrics["follows"]) == (2, found.metrics["words"])
     with pytest.raises(ConfigurationError, match="no chat template"):
@@ -263,5 +266,9 @@ def test_the_command_prints_and_keeps_the_results(
     both = json.loads(capfd.readouterr().out)
     assert both["experts"] == ["anchor", "math", "news", "law"]
     assert both["anchor"].keys() == both["tasks"].keys()
+    told = list(_lines(HarnessReport.model_validate_json(json.dumps(both))))
+    begin = told.index("") + 1
+    assert told[begin] == "experts    anchor"
+    assert [line.split()[:2] for line in told[begin + 1 :]] == [line.split()[:2] for line in told[2 : begin - 1]]
     assert cli.run([*line, "--experts", "physics"]) == ExpertSetError.exit_code
     assert "unknown experts physics" in capfd.readouterr().err

@@ -67,6 +67,10 @@ class HarnessReport(Strict):
     """How many documents of each task were scored at most; None: all."""
     harness: str
     """The version of lm_eval."""
+    chat: bool = False
+    """Whether prompts were rendered by the anchor's chat template, which changes every figure."""
+    anchor: dict[str, TaskResult] | None = None
+    """What the anchor alone reaches on the same tasks; None where that was not asked for."""
 
 
 @register_model("motet")
@@ -92,7 +96,7 @@ class MotetLM(HFLM):  # type: ignore[misc]
     ) -> None:
         manifest = read_composite_manifest(Path(pretrained))
         names = experts.split("+") if isinstance(experts, str) else experts
-        self.composite = manifest.digest
+        self.folder, self.composite = Path(pretrained), manifest.digest
         self.experts = None if names is None else experts_allowed(_known(manifest), experts=names)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         settings |= {"backend": "causal", "device": device, "dtype": dtype, "batch_size": batch_size}
@@ -156,20 +160,9 @@ def run_harness(
     with _offline(), chdir(task_files or os.curdir):
         manager = TaskManager(include_path=task_files and ".", include_defaults=task_files is None)
         chosen = _loaded(manager, tasks)
-        model = MotetLM(str(composite), experts=allowed)
-        if chat:
-            _require_template(model, composite)
-        found = simple_evaluate(
-            model,
-            tasks=chosen,
-            task_manager=manager,
-            limit=limit,
-            bootstrap_iters=RESAMPLES,
-            log_samples=False,
-            apply_chat_template=chat,
-        )
+        found = _results(_evaluated(MotetLM(str(composite), experts=allowed), chosen, manager, limit=limit, chat=chat))
     return HarnessReport(
-        composite=manifest.digest, experts=allowed, tasks=_results(found), limit=limit, harness=version("lm_eval")
+        composite=manifest.digest, experts=allowed, tasks=found, limit=limit, harness=version("lm_eval"), chat=chat
     )
 
 
@@ -189,11 +182,29 @@ def experts_allowed(
     return tuple(known) if mask is None else tuple(compress(known, mask[0].tolist()))
 
 
-def _require_template(model: MotetLM, composite: Path) -> None:
-    if not getattr(model.tokenizer, "chat_template", None):
+def _evaluated(
+    model: MotetLM,
+    tasks: Sequence[Any],
+    manager: Any,  # noqa: ANN401 - the harness is untyped
+    *,
+    limit: int | None,
+    chat: bool,
+) -> Mapping[str, Any]:
+    """What the harness itself returns."""
+    if chat and not getattr(model.tokenizer, "chat_template", None):
         raise ConfigurationError(
-            f"saw no chat template in {composite}, wanted a composite of an instruct anchor; score without --chat"
+            f"saw no chat template in {model.folder}, wanted a composite of an instruct anchor; score without --chat"
         )
+    found: Mapping[str, Any] = simple_evaluate(
+        model,
+        tasks=tasks,
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=RESAMPLES,
+        log_samples=False,
+        apply_chat_template=chat,
+    )
+    return found
 
 
 def _known(manifest: CompositeManifest) -> tuple[str, ...]:
