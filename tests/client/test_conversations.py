@@ -293,6 +293,7 @@ def test_a_guest_tries_conversations(federation, instruct_anchor, tmp_path: Path
     assert run([*command, "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["conversations"]
+    assert plan["fetched"] == [], "the anchor and the composite are here"
     assert run(command) == 0
     trial = json.loads(capsys.readouterr().out)
     assert trial["documents"] == plan["documents"] == 40

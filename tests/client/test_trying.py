@@ -185,6 +185,9 @@ def test_the_command(make_home, colleague, coordinator, charter_file, federation
     assert run(["try", colleague, "--dir", str(home.path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["verdict"].startswith("On your text the composite needs ")
+    for here in ([colleague], ["--composite", str(home.composite(colleague))]):
+        assert run(["try", *here, "--dir", str(home.path), "--dry-run"]) == 0
+        assert "nothing was fetched, and nothing leaves" in capsys.readouterr().out
     coordinator.guests, coordinator.owners = True, set()
     texts = ("--data", str(home.path / "own.jsonl"), "--coordinator", federation.key.public)
     into = ("--dir", str(tmp_path / "guest"), "--charter", str(charter_file))

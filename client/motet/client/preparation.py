@@ -68,7 +68,7 @@ def fetch_anchor(home: OwnerHome) -> None:
         TransferRefused: for example "unknown-owner", until the coordinator has admitted the join request.
         TransferBroken, StorageError: the same call resumes.
     """
-    if (home.anchor / STATISTICS_FILE).exists() and home.public_text.exists():
+    if anchor_is_here(home):
         return
     charter = home.charter
     _log.info("fetching the anchor")
@@ -86,6 +86,11 @@ def fetch_anchor(home: OwnerHome) -> None:
             f"cannot fetch the anchor: {error}. A site without a connection copies the coordinator's folder anchor/ "
             f"to {home.anchor}"
         ) from error
+
+
+def anchor_is_here(home: OwnerHome) -> bool:
+    """Whether the anchor, its statistics and the public text need not be fetched."""
+    return (home.anchor / STATISTICS_FILE).exists() and home.public_text.exists()
 
 
 def open_anchor(home: OwnerHome) -> Anchor:

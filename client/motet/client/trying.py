@@ -26,7 +26,7 @@ from motet.client.evaluation import pull, require_composite
 from motet.client.outbox import packed_contributions
 from motet.client.own_expert import Source, find_source, read_source
 from motet.client.owner import CONFIG_FILE, DataConfig, OwnerConfig, OwnerHome, read_signed
-from motet.client.preparation import fetch_anchor
+from motet.client.preparation import anchor_is_here, fetch_anchor
 from motet.moe.lowrank import AnyExpert
 from motet.moe.scoring import load_composite, windows_of
 from motet.protocols import transfer
@@ -65,7 +65,9 @@ class TrialPlan:
     text_bytes: int
     systems: tuple[str, ...]
     conversations: bool
-    """Whether the text is conversations, which the anchor's tokenizer renders: it is fetched for the plan as well."""
+    """Whether the text is conversations, which the anchor's tokenizer renders."""
+    fetched: tuple[str, ...]
+    """What the plan itself had to fetch."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
@@ -77,7 +79,7 @@ class TrialPlan:
             f"composite  {self.composite}: {', '.join(self.members) or 'the anchor alone'}",
             f"fetch      {self.bytes - self.here:,} bytes of {self.bytes:,}; {self.free:,} are free",
             f"score      {self.documents} documents, {self.text_bytes:,} bytes, under {', '.join(self.systems)}",
-            f"nothing was fetched but the list of files{' and the anchor' * self.conversations}, and nothing leaves",
+            f"nothing was fetched{' but ' * bool(self.fetched)}{' and '.join(self.fetched)}, and nothing leaves",
         ]
 
 
@@ -130,6 +132,7 @@ def plan_trial(
 
     Raises as `try_composite` does.
     """
+    fetched = _fetched_for_plan(home, composite, folder)
     manifest = _published(home, composite) if folder is None else _in_folder(folder, composite, home)
     size = sum(file.size for file in manifest.files)
     member, source = _own(home, manifest, source)
@@ -144,6 +147,7 @@ def plan_trial(
         text_bytes=sum(len(text.encode()) for text in texts),
         systems=tuple(systems(member=member is not None, added=source is not None)),
         conversations=home.config.data.format == "messages",
+        fetched=fetched,
     )
 
 
@@ -254,7 +258,7 @@ def _own(home: OwnerHome, manifest: CompositeManifest, source: Source | None) ->
 
 def _published(home: OwnerHome, composite: str | None) -> CompositeManifest:
     """The manifest of a composite, or of the newest, from the coordinator; one that is here is not asked for."""
-    if composite is not None and (home.composite(composite) / MANIFEST_FILE).exists():
+    if composite is not None and _manifest_is_here(home, composite):
         return _in_folder(home.composite(composite), composite, home)
     charter = home.charter
     try:
@@ -274,6 +278,18 @@ def _published(home: OwnerHome, composite: str | None) -> CompositeManifest:
     manifest = CompositeManifest.parse(data)
     require_composite(manifest, composite or manifest.digest, home)
     return manifest
+
+
+def _manifest_is_here(home: OwnerHome, composite: str) -> bool:
+    return (home.composite(composite) / MANIFEST_FILE).exists()
+
+
+def _fetched_for_plan(home: OwnerHome, composite: str | None, folder: Path | None) -> tuple[str, ...]:
+    """What a plan has to fetch, asked before it does."""
+    listed = folder is not None or (composite is not None and _manifest_is_here(home, composite))
+    anchored = home.config.data.format != "messages" or anchor_is_here(home)
+    missing = {"the list of files": not listed, "the anchor": not anchored}
+    return tuple(name for name, wanted in missing.items() if wanted)
 
 
 def _in_folder(folder: Path, composite: str | None, home: OwnerHome) -> CompositeManifest:
