@@ -65,6 +65,7 @@ TEXTS = (
 )
 PLAYED = "played.json"
 """What the federation's run told, for `--report`."""
+FEDERATION = "federation"
 PATHS = ("path", "stock_path")
 """What is told relative to OUT, and is a path on the machine elsewhere."""
 SMALL = (
@@ -86,6 +87,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.out.exists() and not chosen.report:
         parser.error(f"{chosen.out} exists; name a new folder, or --report for the report on what it holds")
+    if chosen.report and not (chosen.out / PLAYED).is_file():
+        parser.error(f"{chosen.out / PLAYED} is missing: no federation came to its end there; play one in a new folder")
     if not (chosen.small or chosen.report) and chosen.corpora is None:
         parser.error("--corpora is needed, unless --small")
     if chosen.corpora and (other := _other_than_pinned(chosen.corpora)):
@@ -112,8 +115,10 @@ def federate(out: Path, corpora: Path | None, *, small: bool) -> dict[str, Any]:
             prepare_real(out, corpora or Path())
         cast = small_cast(out) if small else real_cast(out)
         _measure(cast)
-        report = (play_by_file if small else play)(out / "federation", view, cast)
-        played = {"report": json.loads(report.canonical()), "machine": _machine(load_before), "small": small}
+        report = json.loads((play_by_file if small else play)(out / FEDERATION, view, cast).canonical())
+        report["composite"] = _relative(report["composite"])
+        export = _relative(json.loads((out / FEDERATION / "assembled.json").read_bytes()))
+        played = {"report": report, "export": export, "machine": _machine(load_before), "small": small}
         played["command"] = " ".join([f"python {Path(sys.argv[0]).name}", *sys.argv[1:]])
         played["texts"] = "the quickstart's" if small else TEXTS + _other_than_pinned(corpora or Path())
         write_atomically(out / PLAYED, json.dumps(played, indent=1).encode())
@@ -125,7 +130,7 @@ def report_on(out: Path) -> dict[str, Any]:
     """The report on the federation that `out` holds; returns what `results.json` holds."""
     played = json.loads((out / PLAYED).read_bytes())
     told = _told(out, small_cast(out) if played["small"] else real_cast(out), played)
-    write_pages(out, told, _page(out / "federation" / "coordinator"))
+    write_pages(out, told, _page(out / FEDERATION / "coordinator"))
     return told
 
 
@@ -189,10 +194,10 @@ def _other_than_pinned(corpora: Path) -> str:
 
 def _told(out: Path, cast: Cast, played: dict[str, Any]) -> dict[str, Any]:
     anchor = Anchor.load(cast.anchor)
-    export = json.loads((out / "federation" / "assembled.json").read_bytes())
-    composite, stock = Path(export["path"]), Path(export["stock_path"])
-    for written in (export, played["report"]["composite"]):
-        written |= {key: str(Path(value).relative_to(out)) for key, value in written.items() if key in PATHS and value}
+    export = played.get("export") or json.loads((out / FEDERATION / "assembled.json").read_bytes())
+    export, report = _relative(export), played["report"]
+    composite, stock = out / export["path"], out / export["stock_path"]
+    texts = {owner.name: owner.files for owner in cast.owners}
     settings = dict(setting.split("=", 1) for setting in cast.settings)
     length, small = int(settings["training.sequence_length"]), played["small"]
     return {
@@ -208,11 +213,21 @@ def _told(out: Path, cast: Cast, played: dict[str, Any]) -> dict[str, Any]:
         "settings": [f"{key}={value}" for key, value in settings.items()],
         "texts": played["texts"],
         "machine": played["machine"],
-        "report": played["report"],
+        "report": report | {"composite": _relative(report["composite"])},
         "export": export,
-        "separation": separations(out / "federation", composite, stock, sequence_length=length),
+        "separation": separations(out / FEDERATION, composite, stock, texts, sequence_length=length),
         "generated": continuations(stock, cast.prompts),
     }
+
+
+def _relative(told: dict[str, Any]) -> dict[str, Any]:
+    """What is told with paths relative to OUT, wherever that was when absolute ones were written."""
+    return told | {key: _from_federation(Path(told[key])) for key in PATHS if told.get(key)}
+
+
+def _from_federation(path: Path) -> str:
+    parts = path.parts
+    return str(Path(*parts[len(parts) - 1 - parts[::-1].index(FEDERATION) :]))
 
 
 def _page(coordinator: Path) -> str:

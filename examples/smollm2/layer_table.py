@@ -1,9 +1,10 @@
 """How well routing separates own from public text in the federation that was played, layer by layer.
 
-table = separations(Path("out/federation"), composite, stock, sequence_length=128)
+table = separations(Path("out/federation"), composite, stock, {"law": "out/text/law.jsonl"}, sequence_length=128)
 table["law"]["anchor"][12], table["law"]["composite"][12], table["law"]["export"][12], table["law"]["posterior"]
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ STATES = ("anchor", "composite", "export")
 """Whose: the anchor's, the composite's, which a filter routes, and the stock export's, which these very rows route."""
 
 
-def separations(federation: Path, composite: Path, stock: Path, *, sequence_length: int) -> Table:
-    """By expert: AUC by layer on each of STATES, and of the evidence by token."""
+def separations(
+    federation: Path, composite: Path, stock: Path, texts: Mapping[str, str], *, sequence_length: int
+) -> Table:
+    """By expert: AUC by layer on each of STATES, and of the evidence by token; `texts` has the owners' files."""
     model = load_composite(composite, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(composite, local_files_only=True)
     names = model.config.names[1:]
     rows = {name: rows_of_member(model, number) for number, name in enumerate(names, start=1)}
     homes = {name: OwnerHome.load(federation / "owners" / name) for name in names}
-    own = {name: load_corpus(home.config.data, home.path).held_out for name, home in homes.items()}
+    data = {name: home.config.data.model_copy(update={"files": (texts[name],)}) for name, home in homes.items()}
+    own = {name: load_corpus(data[name], home.path).held_out for name, home in homes.items()}
     public = load_public(federation / "coordinator" / "anchor" / "public.jsonl").held_out
     options: dict[str, Any] = {"own": own, "public": public, "sequence_length": sequence_length}
     models = (

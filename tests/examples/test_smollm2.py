@@ -31,7 +31,10 @@ def test_it_goes_from_an_anchor_to_what_plain_transformers_says(example: ModuleT
     told = example.federate(tmp_path / "out", None, small=True)
     assert json.loads((tmp_path / "out" / "results.json").read_bytes()) == told
     assert str(tmp_path) not in json.dumps(told | {"command": ""})
-    assert example.report_on(tmp_path / "out") == told
+    (tmp_path / "out").rename(tmp_path / "moved")
+    played = json.loads((tmp_path / "moved" / "played.json").read_bytes())
+    assert str(tmp_path) not in json.dumps(played | {"command": ""})
+    assert example.report_on(tmp_path / "moved") == told
     report = told["report"]
     assert {each["rank"] for each in report["composite"]["experts"]} == {None, 2}
     assert told["generated"]["model"] == "MixtralForCausalLM"
@@ -41,11 +44,26 @@ def test_it_goes_from_an_anchor_to_what_plain_transformers_says(example: ModuleT
             assert len(found[states]) == told["model"]["layers"] == 3
             assert all(0 <= value <= 1 for value in found[states])
         assert found["posterior"] > 0.6
-    page, html = ((tmp_path / "out" / f"results.{suffix}").read_text() for suffix in ("md", "html"))
+    page, html = ((tmp_path / "moved" / f"results.{suffix}").read_text() for suffix in ("md", "html"))
     assert "| 2 |" in page
     assert "dropping the filter costs" in page
     assert html.count("<td>2</td>") >= 1
     assert html.rstrip().endswith("</html>")
+
+
+def test_paths_of_a_folder_that_was_moved_are_read(example: ModuleType) -> None:
+    earlier = {"path": "/a/federation/out/federation/coordinator/composites/1", "stock_path": None, "digest": "x"}
+    now = earlier | {"path": "federation/coordinator/composites/1"}
+    assert example._relative(earlier) == now == example._relative(now)
+
+
+def test_a_report_on_nothing_says_so(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["federate.py", "--report", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        example.main()
+    assert "played.json is missing" in capsys.readouterr().err
 
 
 def test_slices_have_so_many_documents_on_either_side(example: ModuleType, tmp_path: Path) -> None:
