@@ -42,26 +42,42 @@ def test_nothing_is_left_behind(path: Path) -> None:
     assert sorted(each.name for each in path.parent.iterdir()) == before
 
 
+def head_of(path: Path) -> Path:
+    return path.with_name("ledger.sqlite.head")
+
+
 @pytest.mark.parametrize(
-    ("harm", "error"),
+    ("harm", "error", "words"),
     [
-        (lambda path: path.with_name("ledger.sqlite.head").unlink(), LedgerError),
-        (lambda path: path.with_name("ledger.sqlite.head").write_text("{"), LedgerError),
-        (lambda path: path.with_name("ledger.sqlite.head").write_text('{"sequence":9,"digest":"x"}'), LedgerError),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b'"sequence":0', b'"sequence":1')), LedgerError),
-        (lambda path: path.write_bytes(b"no database" * 999), LedgerError),
-        (lambda path: path.unlink(), StorageError),
-        (lambda path: path.write_bytes(b""), StorageError),
+        (lambda path: head_of(path).unlink(), LedgerError, "head is missing .*Expecting value"),
+        (
+            lambda path: head_of(path).write_text("{"),
+            LedgerError,
+            "head is missing .*Expecting property name",
+        ),
+        (
+            lambda path: head_of(path).write_text('{"sequence":9,"digest":"x"}'),
+            LedgerError,
+            "nothing as entry 9",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b'"sequence":0', b'"sequence":1')),
+            LedgerError,
+            "chain breaks at entry 1",
+        ),
+        (lambda path: path.write_bytes(b"no database" * 999), LedgerError, "is damaged: file is not a database"),
+        (lambda path: path.unlink(), StorageError, "unable to open"),
+        (lambda path: path.write_bytes(b""), StorageError, "no such table"),
     ],
     ids=["no head", "half a head", "another head", "changed", "no database", "gone", "empty"],
 )
 def test_a_ledger_that_cannot_be_trusted_tells_nothing(
-    path: Path, harm: Callable[[Path], object], error: type[Exception]
+    path: Path, harm: Callable[[Path], object], error: type[Exception], words: str
 ) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     harm(path)
-    with pytest.raises(error, match="ledger"):
+    with pytest.raises(error, match=words):
         LedgerView(path).standing()
 
 

@@ -1,7 +1,7 @@
 """What an assembly would do: who would go in, who is left out, and what the files would take on the disk.
 
-Guarantees: nothing is written, and of the anchor only the manifest and the configuration are read; what the export
-would take is asked of what plans the export itself.
+Guarantees: nothing is written, and of the anchor only the manifest and the configuration are read, and the public text
+where a tuning is planned; what the export would take is asked of what plans the export itself.
 
     found = plan(federation, without=["news"], drop_bias=True)
     found.members, found.native_bytes, found.stock_bytes, found.needed_bytes <= found.free_bytes
