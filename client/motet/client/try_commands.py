@@ -10,7 +10,9 @@ from motet.protocols.errors import ConfigurationError
 from motet.protocols.output import Json, note, progress_line, show
 
 if TYPE_CHECKING:
+    from motet.client.composite_trial import CompositeTrial
     from motet.client.owner import OwnerHome
+    from motet.client.trying import TrialPlan
 
 
 class FileFormat(StrEnum):
@@ -23,6 +25,26 @@ class FileFormat(StrEnum):
     MESSAGES = "messages"
 
 
+_Charter = Annotated[Path | None, typer.Option(help="Before joining: the coordinator's charter.signed.json.")]
+_Coordinator = Annotated[str | None, typer.Option(help="Before joining: the key that must have signed it.")]
+_Data = Annotated[
+    list[str] | None, typer.Option(help="Before joining: a file or glob pattern of your text; may be repeated.")
+]
+_TextField = Annotated[
+    str | None, typer.Option(help="Before joining: the field or column that holds a document; text if not given.")
+]
+_Format = Annotated[
+    FileFormat | None,
+    typer.Option("--format", help="Before joining: what the files are; messages are JSON lines of conversations."),
+]
+_MaxBytes = Annotated[
+    int | None, typer.Option(min=1, help="Before joining: about how much of the text to use; 256 KiB.")
+]
+_BaseConfirmed = Annotated[
+    bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
+]
+
+
 def try_command(
     directory: Annotated[Path, typer.Option("--dir", help="Your home; before joining, a folder for what is fetched.")],
     digest: Annotated[
@@ -31,26 +53,15 @@ def try_command(
     composite: Annotated[
         Path | None, typer.Option(help="The composite's folder, where it was handed over; nothing of it is fetched.")
     ] = None,
-    charter: Annotated[Path | None, typer.Option(help="Before joining: the coordinator's charter.signed.json.")] = None,
-    coordinator: Annotated[str | None, typer.Option(help="Before joining: the key that must have signed it.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Before joining: a file or glob pattern of your text; may be repeated.")
-    ] = None,
-    text_field: Annotated[
-        str | None, typer.Option(help="Before joining: the field or column that holds a document; text if not given.")
-    ] = None,
-    file_format: Annotated[
-        FileFormat | None,
-        typer.Option("--format", help="Before joining: what the files are; messages are JSON lines of conversations."),
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Before joining: about how much of the text to use; 256 KiB.")
-    ] = None,
+    charter: _Charter = None,
+    coordinator: _Coordinator = None,
+    data: _Data = None,
+    text_field: _TextField = None,
+    file_format: _Format = None,
+    max_bytes: _MaxBytes = None,
     expert: Annotated[Path | None, typer.Option(help="Your expert's file instead of the newest in the outbox.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Your expert as a PEFT adapter trained elsewhere.")] = None,
-    base_confirmed: Annotated[
-        bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
-    ] = False,
+    base_confirmed: _BaseConfirmed = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be fetched and scored, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -62,22 +73,17 @@ def try_command(
     from motet.client.own_expert import find_source
     from motet.client.trying import plan_trial, try_composite
 
-    told = {
-        "files": data,
-        "text_field": text_field,
-        "format": file_format and file_format.value,
-        "max_bytes": max_bytes,
-    }
+    kind = file_format and file_format.value
+    told = {"files": data, "text_field": text_field, "format": kind, "max_bytes": max_bytes}
     home = _home(directory, charter, coordinator, {key: value for key, value in told.items() if value})
     source = find_source(home, file=expert, adapter=adapter, base_confirmed=base_confirmed)
+    what: dict[str, Any] = {"composite": digest, "folder": composite, "source": source}
+    found: TrialPlan | CompositeTrial
     if dry_run:
-        plan = plan_trial(home, composite=digest, folder=composite, source=source)
-        show(plan.as_json(), as_json=as_json, lines=plan.lines())
-        return
-    trial = try_composite(
-        home, composite=digest, folder=composite, source=source, tell=note, progress=progress_line("fetching")
-    )
-    show(trial.as_json(), as_json=as_json, lines=trial.lines())
+        found = plan_trial(home, **what)
+    else:
+        found = try_composite(home, **what, tell=note, progress=progress_line("fetching"))
+    show(found.as_json(), as_json=as_json, lines=found.lines())
 
 
 def _home(directory: Path, charter: Path | None, coordinator: str | None, data: dict[str, Any]) -> "OwnerHome":

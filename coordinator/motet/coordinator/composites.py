@@ -116,24 +116,28 @@ def make(
         ExpertSetError, AssemblyError, StorageError: there is no native form.
         ConfigurationError, TrainingError: as `tuned_composite`.
     """
-    tuned: Tuned | None = None
-    if tune is None:
-        composite = federation.assemble(without, progress=progress)
-    else:
-        composite, tuned = tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
-    exported: Path | None = None
-    refused: MotetError | None = None
-    if stock:
-        try:
-            exported = _export(federation, composite, drop_bias)
-        except MotetError as error:
-            refused = error
+    composite, tuned = _native(federation, without, tune, progress, on_step)
+    exported, refused = _exported(federation, composite, drop_bias) if stock else (None, None)
     bias = _bias_cost(federation, composite, exported) if exported is not None and drop_bias else None
     summary = summary_of(federation, composite.manifest, exported)
     if refused is not None:  # one made earlier, with the bias, is not what was asked for
         summary = summary.model_copy(update={"stock_path": None})
-    expired = expired_names(federation, without)
-    return Made(summary=summary, bias=bias, tuned=tuned, expired=expired, not_exported=refused)
+    return Made(
+        summary=summary, bias=bias, tuned=tuned, expired=expired_names(federation, without), not_exported=refused
+    )
+
+
+def _native(
+    federation: Federation,
+    without: Sequence[str],
+    tune: int | None,
+    progress: Callable[[int, int], None] | None,
+    on_step: Callable[[int, int], None],
+) -> tuple["Composite", Tuned | None]:
+    """The native form, and how its router was tuned if it was."""
+    if tune is None:
+        return federation.assemble(without, progress=progress), None
+    return tuned_composite(federation, without, steps=tune, progress=progress, on_step=on_step)
 
 
 def summary_of(federation: Federation, composite: CompositeManifest, stock: Path | None = None) -> CompositeSummary:
@@ -155,6 +159,14 @@ def _stock_folder(federation: Federation, composite: CompositeManifest, *, drop_
     """Where an export lies; not under the digest alone a filter's, which earlier releases exported there by token."""
     form = "-prefix" if composite.routing.kind == "filter" else ""
     return federation.home.stock_directory / f"{hex_of(composite.digest)}{form}{'-without-bias' if drop_bias else ''}"
+
+
+def _exported(federation: Federation, composite: "Composite", drop_bias: bool) -> tuple[Path | None, MotetError | None]:
+    """The export, or why there is none."""
+    try:
+        return _export(federation, composite, drop_bias), None
+    except MotetError as error:
+        return None, error
 
 
 def _export(federation: Federation, composite: "Composite", drop_bias: bool) -> Path:
