@@ -50,7 +50,7 @@ test: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 proto: $(TEST_STAMP)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protocols --python_out=protocols --pyi_out=protocols \

@@ -12,12 +12,6 @@ MakeAnchor = Callable[..., Path]
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that start processes come first: one of them at the end would leave a worker idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session")
 def make_anchor() -> MakeAnchor:
     """`make_anchor(directory, seed=0, model_type="olmo2", **sizes)`: a random bf16 anchor, one token per byte."""
