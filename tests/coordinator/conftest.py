@@ -215,3 +215,11 @@ def medicine(home: CoordinatorHome, make_owner: Callable[[str], Owner]) -> Owner
     owner = make_owner("medicine")
     home.enrol(owner.request(home))
     return owner
+
+
+@pytest.fixture
+def law(home: CoordinatorHome, make_owner: Callable[[str], Owner]) -> Owner:
+    """Another enrolled owner."""
+    owner = make_owner("law")
+    home.enrol(owner.request(home))
+    return owner

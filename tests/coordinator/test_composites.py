@@ -28,13 +28,6 @@ Admit = Callable[..., str]
 
 
 @pytest.fixture
-def law(home: CoordinatorHome, make_owner: Callable[[str], object]) -> object:
-    owner = make_owner("law")
-    home.enrol(owner.request(home))
-    return owner
-
-
-@pytest.fixture
 def members(admit_quickly: Admit, medicine: object, law: object) -> dict[str, str]:
     """Name -> contribution of two experts."""
     return {"medicine": admit_quickly(medicine, seed=1), "law": admit_quickly(law, seed=2)}

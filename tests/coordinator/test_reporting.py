@@ -31,13 +31,6 @@ def federation(home: CoordinatorHome) -> Federation:
 
 
 @pytest.fixture
-def law(home: CoordinatorHome, make_owner: Callable[[str], object]) -> object:
-    owner = make_owner("law")
-    home.enrol(owner.request(home))
-    return owner
-
-
-@pytest.fixture
 def both(federation: Federation, admit_quickly: Admit, medicine: object, law: object) -> str:
     """A composite of two."""
     admit_quickly(medicine, seed=1)

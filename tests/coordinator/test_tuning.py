@@ -70,13 +70,6 @@ def ids_of(home: CoordinatorHome, name: str) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def law(home: CoordinatorHome, make_owner: Callable[[str], object]) -> object:
-    owner = make_owner("law")
-    home.enrol(owner.request(home))
-    return owner
-
-
-@pytest.fixture
 def admit(home: CoordinatorHome, admit_quickly: Admit, monkeypatch: pytest.MonkeyPatch) -> Admit:
     """`admit(owner, seed, proxies=True)`: an expert in the store, whose manifest names its owner's proxies or none."""
 
