@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from motet.moe import lowrank_mlp
+from motet.moe import lowrank_mixture
 from motet.moe.in_pieces import in_pieces
-from motet.moe.lowrank_mlp import LowRankMLP, mix_lowrank
+from motet.moe.lowrank_mixture import mix_lowrank
+from motet.moe.lowrank_mlp import LowRankMLP
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -57,7 +58,7 @@ def test_a_layer_of_low_rank_experts_learns_the_same_in_pieces(monkeypatch, half
     weights.requires_grad_()
 
     def learnt(size: int) -> list[Tensor]:
-        monkeypatch.setattr(lowrank_mlp, "LEARNT_AT_A_TIME", size)
+        monkeypatch.setattr(lowrank_mixture, "LEARNT_AT_A_TIME", size)
         leaves = [tokens, weights, *(each for expert in experts.values() for each in expert.parameters())]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             mixed = mix_lowrank(anchor, experts, tokens, weights)

@@ -1,31 +1,18 @@
-"""Low-rank experts in a layer: what they share with the anchor's feed-forward network is computed once for all.
+"""A low-rank expert's change of a layer's feed-forward network, and nothing that computes it alone.
 
-An expert's matrices are W + scale B A, so its gate and up products are the anchor's plus B (A x); and as the down
-projection is linear, the anchor's matrix is applied once to the weighted sum of all activations, beside each expert's
-own B (A h). Eight experts thus cost one dense network, their activations and products of their rank; no dense copy of
-an expert is ever made.
+An expert's matrices are W + scale B A: its products are those of the anchor's W, which all experts share, plus
+B (A x). Layers of them are computed by `motet.moe.lowrank_mixture`.
 
-    experts = {1: LowRankMLP(hidden_size, intermediate_size, rank=16)}
-    mixed = mix_lowrank(anchor_mlp, experts, tokens, weights)         # (tokens, hidden), in the dtype of `weights`
+    expert = LowRankMLP(hidden_size, intermediate_size, rank=16)
+    expert.change_(tokens, gate, up)                 # copies of the anchor's products become the expert's
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from motet.moe.in_pieces import in_pieces
-
-AT_A_TIME = 128
-"""Tokens whose activations, of a few thousand values each, a processor's cache holds several of."""
-
-FEW = 32
-"""Tokens that are so few that every call counts, as where one is generated for each of some sequences."""
-
-LEARNT_AT_A_TIME = 128
-"""The same with gradients, where every piece costs the way through autograd as well."""
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -90,119 +77,3 @@ class LowRankMLP(nn.Module):
         """Adds the expert's change to the anchor's gate and up products (tokens, intermediate), in place."""
         self.gate_proj.add_to(gate, tokens)
         self.up_proj.add_to(up, tokens)
-
-
-def mix_lowrank(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
-    """What the anchor and its low-rank experts put out, weighed and summed: (tokens, hidden), dtype of `weights`.
-
-    An expert is executed for the tokens that give it a weight, and what a token is given does not depend on experts
-    whose weight is zero. A processor is given a few tokens at a time: their activations stay in its cache, where most
-    of the work on them is.
-
-    Args:
-        anchor: the anchor's MLP.
-        experts: by expert id, ascending; the anchor's id is 0.
-        tokens: (tokens, hidden).
-        weights: (tokens, experts), of all experts of the layer.
-    """
-    learning = torch.is_grad_enabled()
-    if tokens.device.type != "cpu" or len(tokens) <= (LEARNT_AT_A_TIME if learning else AT_A_TIME):
-        return _mix(anchor, experts, tokens, weights)
-    if learning:
-        return _mix_learning(anchor, experts, tokens, weights)
-    parts = zip(torch.split(tokens, AT_A_TIME), torch.split(weights, AT_A_TIME), strict=True)
-    return torch.cat([_mix(anchor, experts, *part) for part in parts])
-
-
-def _mix(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
-    gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)  # (tokens, intermediate)
-    inner, outer = _activated(anchor.act_fn, experts, tokens, gate, up, weights)
-    return anchor.down_proj(inner.to(gate.dtype)) + outer
-
-
-def _mix_learning(anchor: AnchorMLP, experts: Mapping[int, LowRankMLP], tokens: Tensor, weights: Tensor) -> Tensor:
-    """The same with gradients: the anchor's products are made at once, and only what lies between them in pieces."""
-    gate, up = anchor.gate_proj(tokens), anchor.up_proj(tokens)
-    parameters = [each for expert in experts.values() for each in expert.parameters()]
-    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-
-    def activated(*rows: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", enabled=autocast[0], dtype=autocast[1], cache_enabled=False):
-            return _activated(anchor.act_fn, experts, *rows)
-
-    inner, outer = in_pieces(activated, (tokens, gate, up, weights), parameters, size=LEARNT_AT_A_TIME)
-    return anchor.down_proj(inner.to(gate.dtype)) + outer
-
-
-def _activated(
-    activation: Activation,
-    experts: Mapping[int, LowRankMLP],
-    tokens: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The weighed sum of all activations (tokens, intermediate), and that of the experts' own changes (tokens, hidden).
-
-    Both are in the dtype of `weights`.
-    """
-    counts = dict(enumerate((weights != 0).sum(dim=0).tolist()))
-    taking_part = {number: expert for number, expert in experts.items() if counts[number]}
-    shared = all(counts[number] == len(tokens) for number in taking_part)
-    few = tokens.device.type == "cpu" and len(tokens) <= FEW
-    summed = _in_pairs if few and not shared and not torch.is_grad_enabled() else _in_turn
-    inner = weights[:, :1] * (activation(gate) * up)
-    outer = tokens.new_zeros(tokens.shape, dtype=weights.dtype)
-    return summed(activation, taking_part, (tokens, gate, up), weights, inner, outer)
-
-
-Parts = tuple[Tensor, Tensor, Tensor]
-"""Of the same tokens: (tokens, hidden), and the anchor's gate and up products (tokens, intermediate)."""
-
-
-def _in_turn(
-    activation: Activation,
-    experts: Mapping[int, LowRankMLP],
-    parts: Parts,
-    weights: Tensor,
-    inner: Tensor,
-    outer: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Expert by expert: nothing is copied for one that all tokens have."""
-    for number, expert in experts.items():
-        column = weights[:, number]
-        rows = None if bool(column.all()) else column.nonzero().squeeze(-1)
-        *seen, weight = (part if rows is None else part[rows] for part in (*parts, column.unsqueeze(-1)))
-        active = expert(*seen, activation)
-        inner = _added(inner, weight * active, rows)
-        outer = _added(outer, weight * expert.down_proj(active), rows)
-    return inner, outer
-
-
-def _in_pairs(
-    activation: Activation,
-    experts: Mapping[int, LowRankMLP],
-    parts: Parts,
-    weights: Tensor,
-    inner: Tensor,
-    outer: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """All pairs of an expert and a token that has it at once, below each other by expert: where tokens differ in their
-    experts, what is copied is copied in few strokes. No gradients; `inner` and `outer` are changed.
-    """
-    shares = weights[:, list(experts)].t()  # (experts, tokens)
-    taking_part = shares != 0
-    rows, counts = taking_part.nonzero()[:, 1], taking_part.sum(dim=1).tolist()
-    seen, gate, up = (part[rows] for part in parts)  # (pairs, ...)
-    for expert, *own in zip(experts.values(), *(torch.split(copy, counts) for copy in (seen, gate, up)), strict=True):
-        expert.change_(*own)
-    active = activation(gate).mul_(up)
-    changes = torch.zeros_like(seen)
-    for expert, *own in zip(experts.values(), *(torch.split(each, counts) for each in (changes, active)), strict=True):
-        expert.down_proj.add_to(*own)
-    weight = shares[taking_part].unsqueeze(-1)
-    return inner.index_add_(0, rows, weight * active), outer.index_add_(0, rows, weight * changes)
-
-
-def _added(total: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:
-    return total + part if rows is None else total.index_add(0, rows, part)

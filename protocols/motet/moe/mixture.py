@@ -2,7 +2,7 @@
 
 Guarantees: an expert that is masked out is never executed, and what remains is computed as if it did not exist. To
 that end every score is computed on its own, and every sum runs in the order of expert ids: first the anchor and its
-low-rank experts, which share the anchor's products (`motet.moe.lowrank_mlp`), then the full ones.
+low-rank experts, which share the anchor's products (`motet.moe.lowrank_mixture`), then the full ones.
 
     output = Mixture(experts, router, Gate(top_k=None, normalise=True))(hidden, Routing(expert_mask=mask))
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from motet.moe.gate import Gate, Routing
-from motet.moe.lowrank_mlp import AnchorMLP, LowRankMLP, mix_lowrank
+from motet.moe.lowrank_mixture import mix_lowrank
+from motet.moe.lowrank_mlp import AnchorMLP, LowRankMLP
 from motet.moe.wide import Wide, wide_dtype
 
 
@@ -66,13 +67,15 @@ class Mixture(nn.Module):
             mixed = self._mix_lowrank(mixed, changed.nonzero().squeeze(-1), tokens, weights)
             columns[0] = columns[0].masked_fill(changed, 0.0)
         for number, (expert, column) in enumerate(zip(self.experts, columns, strict=True)):
+            if number in self._lowrank:
+                continue
             taking_part = column.nonzero().squeeze(-1)
-            if number in self._lowrank or not len(taking_part):
+            if not len(taking_part):
                 continue
             if len(taking_part) == len(tokens):
                 mixed = mixed + column.unsqueeze(-1) * expert(tokens)
             else:
-                part = column[taking_part].unsqueeze(-1) * expert(tokens[taking_part])
+                part = column[taking_part].unsqueeze(-1) * expert(tokens.index_select(0, taking_part))
                 mixed = mixed.index_add(0, taking_part, part)
         return mixed.to(hidden.dtype).reshape(hidden.shape)
 
@@ -84,4 +87,4 @@ class Mixture(nn.Module):
             return mixed + mix_lowrank(anchor, experts, tokens, weights)
         if not len(rows):
             return mixed
-        return mixed.index_add(0, rows, mix_lowrank(anchor, experts, tokens[rows], weights[rows]))
+        return mixed.index_add(0, rows, mix_lowrank(anchor, experts, tokens.index_select(0, rows), weights[rows]))
