@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,15 @@ import pytest
 from motet.client.contribute import contribute
 from motet.client.outbox import find_packed, packed_contributions
 from motet.client.owner import OwnerHome
+from motet.client.preparation import prepare
 from motet.client.spool import Spool
-from motet.client.worker import make_contribution, run_worker
+from motet.client.training import fingerprint
+from motet.client.worker import make_contribution, run_worker, training_name
 from motet.protocols.control import EvaluateRequest, JobState, TrainRequest
 from motet.protocols.errors import WorkerBusy
 from motet.protocols.jobs import contribution_of, rides_inline
 from motet.protocols.receipts import Receipt
-from motet.protocols.signing import Signed
+from motet.protocols.signing import Signed, SigningKey
 from motet.protocols.training_steps import TrainingStep
 
 SCRIPT = "import sys, pathlib; from motet.client.worker import run_worker; run_worker(pathlib.Path(sys.argv[1]))"
@@ -113,9 +116,25 @@ def test_with_flower_the_update_is_offered_inline_and_the_losses_were_told(make_
     steps = [found for line in told if (found := TrainingStep.told_in(line))]
     assert [found.step for found in steps] == list(range(1, home.config.training.steps + 1))
     assert all(0 < found.loss < 10 for found in steps)
+    assert {found.training for found in steps} == {training_name(home, prepare(home))}
     assert state.state == "done"
     assert rides_inline(state)
     assert contribution_of(state) == find_packed(home).digest
+
+
+def test_a_trainings_name_is_that_of_what_is_trained_and_none_can_be_tried_without_the_key(make_home) -> None:
+    home = make_home()
+    material = prepare(home)
+    name = training_name(home, material)
+    longer = home.config.model_copy(update={"training": home.config.training.model_copy(update={"steps": 7})})
+    others = [
+        training_name(replace(home, config=longer), material),
+        training_name(home, replace(material, corpus=replace(material.corpus, train=material.corpus.train[1:]))),
+        training_name(replace(home, key=SigningKey.generate()), material),
+    ]
+    assert training_name(OwnerHome.load(home.path), prepare(home)) == name
+    assert len({name, *others}) == 4
+    assert name not in fingerprint(material, home.config.training)
 
 
 def test_a_refusal_is_a_failure_with_its_reason(make_home, coordinator) -> None:

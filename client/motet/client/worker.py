@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,12 +29,12 @@ from motet.client.packing import pack
 from motet.client.preparation import Material, fetch_anchor, prepare
 from motet.client.proxy_list import require_ready
 from motet.client.spool import Job, Spool
-from motet.client.training import Progress, TrainedExpert, train
+from motet.client.training import Progress, TrainedExpert, fingerprint, train
 from motet.client.versions import forget_start
 from motet.protocols.canonical import hex_of
 from motet.protocols.control import EvaluateRequest, Phase
 from motet.protocols.errors import FederationError, MotetError
-from motet.protocols.training_steps import TrainingStep
+from motet.protocols.training_steps import NAME_DIGITS, TrainingStep
 
 REPORT_SECONDS = 1.0
 """How often, at most, a running job's progress is written to the spool."""
@@ -120,14 +121,24 @@ def training_folder(home: OwnerHome) -> Path:
     return home.work / "training" / hex_of(home.charter.digest)[:16]
 
 
+def training_name(home: OwnerHome, material: Material) -> str:
+    """What the coordinator hears a training called: it tells trainings apart, and says nothing of what they are of.
+
+    Made of all that determines the expert, the text among it, and signed, so that nobody without the key can try texts.
+    """
+    signature = home.key.sign("motet.training-name/1", fingerprint(material, home.config.training).encode())
+    return sha256(bytes.fromhex(signature)).hexdigest()[:NAME_DIGITS]
+
+
 def _trained(home: OwnerHome, report: Report, should_stop: Callable[[], bool]) -> tuple[Material, TrainedExpert | None]:
     report(0.0, "reading the text and the anchor")
     fetch_anchor(home)
     material = prepare(home)
     report(0.05, f"training on {len(material.corpus.train)} documents")
+    name = training_name(home, material)
 
     def on_progress(progress: Progress) -> None:
-        told = TrainingStep(step=progress.step, steps=progress.steps, loss=progress.loss)
+        told = TrainingStep(step=progress.step, steps=progress.steps, loss=progress.loss, training=name)
         report(0.05 + 0.8 * progress.step / progress.steps, f"{told}, {progress.tokens_per_second:,.0f} tokens/s")
 
     folder = training_folder(home)

@@ -125,11 +125,11 @@ class RunRecord:
             return
         if owner not in self._losses:
             self._losses[owner] = LossRecord(self._owner(owner) / LOSSES)
-        self._losses[owner].add(told.step, told.loss)
+        self._losses[owner].add(told.step, told.loss, training=told.training)
 
     @classmethod
     def losses(cls, home: Path, owner: str) -> dict[int, float]:
-        """Step -> loss in nats per token as told last, early ones perhaps of a training before. Raises OSError."""
+        """Step -> loss in nats per token, of the training that the owner told of last. Raises OSError."""
         return read_losses(cls(home, "")._owner(owner) / LOSSES)
 
     def keep_receipt(self, owner: str, contribution: str, receipt: Signed) -> None:
