@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from openai import APIError, OpenAI
+from openai import APIError, InternalServerError, OpenAI
 
 from motet.cli import run
+from motet.serving.engine.loading import load_composite
+from motet.serving.governing import governed
 from motet.serving.policy.keys import Keyring, make_key, read_keys
 from motet.serving.policy.members import read_contributions
 from motet.serving.usage.store import UsageStore
@@ -25,6 +28,8 @@ from motet.serving.usage.store import UsageStore
 from .federated import Federation, found_federation
 from .test_usage import IDS, OWNER, record
 
+FULL = 100_000
+"""No file of a server with a full disk may be larger: less than the store's log after some answers."""
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -186,6 +191,35 @@ def test_books_are_exact_to_the_last_answer_when_the_server_is_killed(federation
         process.wait(timeout=30)
     assert 25 <= len(answered) < 60
     _compare(state, answered)
+
+
+@pytest.mark.slow
+def test_what_was_streamed_when_the_disk_became_full_outlives_a_kill(federation: Federation, tmp_path: Path) -> None:
+    state, asked = tmp_path / "state", {"model": "demo", "prompt": "on", "max_tokens": 3, "stream": True}
+    streamed: list[str] = []
+
+    def given(client: OpenAI) -> bool:
+        """Whether an answer is given to its end."""
+        stream = client.completions.create(**asked)
+        try:
+            streamed.append(next(stream).id)
+            return [chunk.id for chunk in stream] != []
+        except APIError:
+            return False
+
+    with serving(federation.composite, "--state", state, "--max-batch", 1, "--queue", 1) as (process, url):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL, FULL))
+        client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        while given(client):
+            assert len(streamed) < 50
+        with pytest.raises(InternalServerError, match="cannot record"):
+            client.completions.create(**asked)
+        process.kill()
+        process.wait(timeout=30)
+    with UsageStore(state / "usage.sqlite") as store:
+        assert [store.holds(id) for id in streamed] == [True] * (len(streamed) - 1) + [False]
+        with governed(load_composite(federation.composite), policy=None, home=None, state=state):
+            assert store.holds(streamed[-1])
 
 
 def _compare(state: Path, answered: dict[str, tuple[int, dict[str, dict[str, float]]]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Sequence
 
 import httpx
 import openai
@@ -174,7 +175,7 @@ def test_nothing_is_given_away_unrecorded(composite: Composite) -> None:
     def full(record) -> None:
         raise StorageError("no space left on device")
 
-    def ready() -> None:
+    def ready(under_way: Sequence[int]) -> None:
         if closed:
             full(None)
 

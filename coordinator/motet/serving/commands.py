@@ -74,7 +74,8 @@ def serve(
         raise typer.BadParameter(
             f"saw the name {known_as!r}, wanted one without a colon, which names experts behind it"
         )
-    with governed(loaded, policy=policy, home=home, state=state or default_state()) as given:
+    folder = state or default_state()
+    with governed(loaded, policy=policy, home=home, state=folder, max_batch=max_batch, queue=queue) as given:
         for line in given.notes:
             note(f"note: {line}")
 

@@ -42,7 +42,15 @@ class Governed:
 
 
 @contextmanager
-def governed(composite: Composite, *, policy: Path | None, home: Path | None, state: Path) -> Iterator[Governed]:
+def governed(
+    composite: Composite,
+    *,
+    policy: Path | None,
+    home: Path | None,
+    state: Path,
+    max_batch: int = 16,
+    queue: int = 64,
+) -> Iterator[Governed]:
     """Opens everything.
 
     Args:
@@ -50,12 +58,14 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
         policy: `policy.toml`; None lets everybody in, as far as the experts' own terms do.
         home: of a coordinator on this machine, whose ledger tells terms and withdrawals; None where there is none.
         state: the folder of the server's key and usage, made if it is not there.
+        max_batch, queue: of the engine, which say how much can be under way when the disk becomes full.
 
     Raises:
         ConfigurationError: policy, home or state cannot be used, or terms are missing, or a server of another composite
             uses `state`.
         LedgerError: the ledger's chain does not hold.
-        StorageError: `state` cannot be written.
+        StorageError: `state` cannot be written, has no room for what a full disk would keep from the books, or what an
+            earlier server owes cannot be written down.
     """
     roster, rules = composite.roster, None if policy is None else Policy.from_toml(policy)
     if rules is not None:
@@ -71,7 +81,8 @@ def governed(composite: Composite, *, policy: Path | None, home: Path | None, st
             sources.append(DenyList(_beside(policy, rules.deny_list), roster))
         opened.enter_context(used_by(state, composite.digest))
         store, server = opened.enter_context(_store(state, roster, members)), server_key(state).public
-        books = opened.enter_context(Books(store, (roster.anchor, *roster.contributions)))
+        ids = (roster.anchor, *roster.contributions)
+        books = opened.enter_context(Books(store, ids, max_batch=max_batch, queue=queue))
         yield Governed(
             hooks=Hooks(
                 keyed=rules is not None,

@@ -8,7 +8,7 @@ Guarantees: `authorise` is asked before anything of a request is computed, and `
     app = build_app(Service(composite, engine, name, hooks))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
@@ -84,7 +84,7 @@ def nothing(record: Record) -> None:
     """Nothing is kept."""
 
 
-def always() -> None:
+def always(under_way: Sequence[int]) -> None:
     """Answers may begin at any time."""
 
 
@@ -101,8 +101,9 @@ class Hooks:
     authorise: what a request may do, from its headers. Raises `motet.serving.api.errors.Refusal` to refuse it. Called
         from a thread, and may block for milliseconds.
     meter: keeps a record; what it raises becomes an answer 503, or a stream's last event. Called from a thread.
-    ready: raises StorageError while records cannot be kept, so that streams are not given away. Called from the event
-        loop: keep it to a look at memory.
+    ready: raises StorageError while records cannot be kept, so that streams are not given away. Told how many choices
+        each answer has that is under way, which `meter` has not returned from yet, the one that is to begin at the end.
+        Called from the event loop: keep it to a look at memory.
     withdrawn: which of these experts are withdrawn or expired by now. Called from the event loop and for every step:
         keep it to a look at memory, and let it not raise.
     """
@@ -110,5 +111,5 @@ class Hooks:
     keyed: bool = False
     authorise: Callable[[HTTPConnection], Access] = everybody
     meter: Callable[[Record], None] = nothing
-    ready: Callable[[], None] = always
+    ready: Callable[[Sequence[int]], None] = always
     withdrawn: Callable[[frozenset[str]], frozenset[str]] = nobody

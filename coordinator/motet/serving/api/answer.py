@@ -1,7 +1,7 @@
 """One request under way: its jobs in the engine, what they said so far, and its record.
 
-Guarantees: the record is kept before the last step is handed on; a request that is left, for whatever reason, frees
-its places, and what it had used is recorded as cancelled.
+Guarantees: the record is kept before the last step is handed on; a request that is left, for whatever reason and at
+whatever moment, frees its places, and what it had used is recorded, as cancelled unless it had ended.
 
     answer = Answer(service, access, endpoint="/v1/completions", jobs=jobs)
     try:
@@ -59,14 +59,14 @@ class Answer:
         Then nothing of it is under way.
         """
         _require_room(len(jobs), service.engine.queue)
-        service.hooks.ready()
+        self.choices = [Choice() for job in jobs for _ in range(job.samples)]
+        service.hooks.ready([len(each.choices) for each in (*service.under_way, self)])
         self.service, self.access, self.endpoint = service, access, endpoint
         self.jobs = [replace(job, salt=access.tenant) for job in jobs]  # what is known tells other tenants nothing
         self.id, self.created, self._since = f"motet-{uuid.uuid4().hex}", int(time.time()), time.monotonic()
         self.experts = jobs[0].experts
-        self.choices = [Choice() for job in jobs for _ in range(job.samples)]
         self._news: asyncio.Queue[tuple[int, Step]] = asyncio.Queue()
-        self._kept = False
+        self._keeping: asyncio.Future[None] | None = None
         self._tickets: list[Ticket] = []
         try:
             for number, job in enumerate(self.jobs):
@@ -74,6 +74,7 @@ class Answer:
         except Exception:
             self._cancel()
             raise
+        service.under_way.add(self)
 
     @property
     def prompt_tokens(self) -> int:
@@ -112,11 +113,12 @@ class Answer:
     async def leave(self) -> None:
         """Must be called at the end, whatever it was: frees the places; records what was left before its time."""
         self._cancel()
-        if self._kept:
+        if self._keeping is None:
+            while not self._news.empty():
+                number, step = self._news.get_nowait()
+                self.choices[number].note(step)
+        elif self._keeping.done():
             return
-        while not self._news.empty():
-            number, step = self._news.get_nowait()
-            self.choices[number].note(step)
         with anyio.CancelScope(shield=True):
             try:
                 await self._keep()
@@ -148,9 +150,16 @@ class Answer:
             self.service.engine.cancel(ticket)
 
     async def _keep(self) -> None:
-        self._kept = True
-        record = self.record()
-        await run_in_threadpool(self.service.hooks.meter, record)
+        """Keeps the record, once; that goes on to its end though whoever waits for it is cancelled."""
+        if self._keeping is None:
+            self._keeping = asyncio.ensure_future(self._write_down(self.record()))
+        await asyncio.shield(self._keeping)
+
+    async def _write_down(self, record: Record) -> None:
+        try:
+            await run_in_threadpool(self.service.hooks.meter, record)
+        finally:
+            self.service.under_way.discard(self)
         self.service.metrics.used(record, self.cached_tokens)
 
     def record(self) -> Record:

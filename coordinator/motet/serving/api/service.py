@@ -9,6 +9,8 @@ job = service.job(body, prompt, chosen, limit=16, logprobs=None)
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -22,6 +24,9 @@ from motet.serving.engine.loading import Composite
 from motet.serving.expert_sets import ANCHOR, ExpertSet, asked_by_name
 from motet.serving.hooks import Access, Hooks
 
+if TYPE_CHECKING:
+    from motet.serving.api.answer import Answer
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
@@ -33,6 +38,8 @@ class Service:
     hooks: Hooks = field(default_factory=Hooks)
     metrics: Metrics = field(default_factory=Metrics)
     since: int = field(default_factory=lambda: int(time.time()))
+    under_way: WeakSet["Answer"] = field(default_factory=WeakSet)
+    """Answers that have begun and whose record is not kept yet."""
 
     async def access(self, request: Request) -> Access:
         """What this request may do. Raises whatever the hook refuses with."""

@@ -7,6 +7,6 @@ price.
         Hooks(meter=books.keep, ready=books.require_open)                         # books = Books(store, ids)
         statement_of(store, key, owner="ed25519:...", since=None, until=None)     # signed
 
-`store` keeps and adds up, `books` lets no answer begin while that fails, `statement` is the signed document,
-`endpoint` is /v1/usage.
+`store` keeps and adds up; `books` lets no answer begin while that fails, and has a `reserve` on the disk for what is
+owed meanwhile; `statement` is the signed document, `endpoint` is /v1/usage.
 """

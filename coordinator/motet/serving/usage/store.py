@@ -23,7 +23,7 @@ from typing import Any, Self
 from motet.protocols.canonical import storage_errors
 from motet.protocols.errors import StorageError
 from motet.serving.hooks import Record
-from motet.serving.usage.shares import apportioned
+from motet.serving.usage.entries import Entry, entry_of
 
 _VERSION = 1
 _SCHEMA = """
@@ -115,18 +115,19 @@ class UsageStore:
 
         Raises StorageError; then nothing of it is kept.
         """
-        masses = apportioned(record)
-        used = [(ids[number], masses[number]) for number, name in enumerate(record.experts) if name in record.used]
-        reasons = json.dumps([choice.finish_reason for choice in record.choices])
-        row = (record.id, record.created, record.tenant, record.endpoint, record.model, record.composite)
-        row_end = (record.expert_set, record.prompt_tokens, record.generated_tokens, reasons)
+        self.enter(entry_of(record, ids))
+
+    def enter(self, entry: Entry) -> None:
+        """Keeps an answer's row. Raises StorageError, also for one that is kept already; then nothing is changed."""
+        row = (entry.id, entry.created, entry.tenant, entry.endpoint, entry.model, entry.composite)
+        row_end = (entry.expert_set, entry.prompt_tokens, entry.generated_tokens, json.dumps(entry.finish_reasons))
         with self._writing() as database:
             cursor = database.execute(
                 "INSERT INTO answers (kept, id, created, tenant, endpoint, model, composite, expert_set, "
                 "prompt_tokens, generated_tokens, finish_reasons) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (self._time(database), *row, *row_end),
             )
-            mass = [(cursor.lastrowid, contribution, microtokens) for contribution, microtokens in used]
+            mass = [(cursor.lastrowid, contribution, tokens) for contribution, tokens in entry.microtokens.items()]
             database.executemany("INSERT INTO mass VALUES (?, ?, ?)", mass)
 
     def holds(self, id: str) -> bool:
