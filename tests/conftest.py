@@ -1,5 +1,6 @@
 """Anchors for tests: random, tiny, and real checkpoints in every other respect."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,12 @@ MakeAnchor = Callable[..., Path]
 
 # As the command line sets it, before anything imports grpc: tests that talk gRPC also start children.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def pytest_collection_finish() -> None:
+    """What importing every test module has made stays, and no collection after a training looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
