@@ -12,7 +12,7 @@ some, all experts together among them, to see how well they were ranked. Guarant
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,7 +24,6 @@ from motet.protocols.errors import AssemblyError, DataError, ExpertError, Tensor
 from motet.protocols.evaluation.losses import AVERAGE, PUBLIC
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -102,33 +101,24 @@ def ablate(
         AssemblyError: no expert is admitted.
         DataError: a text cannot be read, is empty, or is called "public" or "average".
     """
-    import torch
-
     from motet.coordinator.merging import TextJudge
-    from motet.moe.lowrank import dense_ffn
-    from motet.moe.scoring import windows_of
 
     documents = _documents(federation, texts)
     experts = _experts(federation)
-    anchor, length = federation.home.anchor, federation.sequence_length
-    tokenizer, model = anchor.tokenizer(), anchor.model(torch.float32)
-    windows = {name: windows_of(tokenizer, each, sequence_length=length) for name, each in documents.items()}
+    model, windows = _loaded(federation, documents)
     judge, sets = TextJudge(model, windows), sets_of(tuple(sorted(experts)))
     step = _Steps(1 + len(sets) + len(to_check(sets, check)), progress)
-    own = anchor.ffn()
+    own = federation.home.anchor.ffn()
     scores = step(judge.by_domain(own))
-    wide = {name: tensor.float() for name, tensor in own.items()}  # a low-rank expert is not rounded as it runs
-    dense = {name: dense_ffn(expert, wide) for name, expert in experts.items()}
-    stored = next(iter(own.values())).dtype
-    trials = {chosen: step(_predicted(judge, dense, chosen, stored)) for chosen in sets}
-    ranked = sorted(trials.values(), key=lambda trial: average(trial.predicted))
-    for chosen in to_check([frozenset(trial.experts) for trial in ranked], check):
+    ranked = sorted(map(step, _predictions(judge, own, experts, sets)), key=lambda trial: average(trial.predicted))
+    trials = {frozenset(trial.experts): trial for trial in ranked}
+    for chosen in to_check(list(trials), check):
         assembled = _assembled(federation, model, [experts[name] for name in sorted(chosen)], windows)
         trials[chosen] = step(replace(trials[chosen], assembled=assembled))
     return Ablation(
         documents={name: len(each) for name, each in documents.items()},
         anchor=scores,
-        trials=tuple(trials[frozenset(trial.experts)] for trial in ranked),
+        trials=tuple(trials.values()),
     )
 
 
@@ -174,6 +164,18 @@ def _read(path: Path) -> list[str]:
     return documents
 
 
+def _loaded(federation: Federation, documents: Mapping[str, list[str]]) -> "tuple[PreTrainedModel, dict[str, Windows]]":
+    """The anchor in float32, and the windows of each text."""
+    import torch
+
+    from motet.moe.scoring import windows_of
+
+    anchor, length = federation.home.anchor, federation.sequence_length
+    tokenizer = anchor.tokenizer()
+    windows = {name: windows_of(tokenizer, each, sequence_length=length) for name, each in documents.items()}
+    return anchor.model(torch.float32), windows
+
+
 def _experts(federation: Federation) -> "dict[str, AnyExpert]":
     from motet.moe.lowrank import read_stored
 
@@ -192,17 +194,23 @@ def _experts(federation: Federation) -> "dict[str, AnyExpert]":
                 _log.warning("a member left while the experts were being read; beginning again without it")
 
 
-def _predicted(
+def _predictions(
     judge: "TextJudge",
-    experts: "Mapping[str, Mapping[str, Tensor]]",
-    chosen: frozenset[str],
-    stored: "torch.dtype",
-) -> Trial:
+    own: "Mapping[str, Tensor]",
+    experts: "Mapping[str, AnyExpert]",
+    sets: Iterable[frozenset[str]],
+) -> Iterator[Trial]:
+    """What the average of each set scores; `own` is the anchor's feed-forward network."""
     from motet.moe.experts import soup
+    from motet.moe.lowrank import dense_ffn
 
-    names = tuple(sorted(chosen))
-    ffn = experts[names[0]] if len(names) == 1 else soup([experts[name] for name in names], stored)
-    return Trial(experts=names, predicted=judge.by_domain(ffn))
+    wide = {name: tensor.float() for name, tensor in own.items()}  # a low-rank expert is not rounded as it runs
+    dense = {name: dense_ffn(expert, wide) for name, expert in experts.items()}
+    stored = next(iter(own.values())).dtype
+    for chosen in sets:
+        names = tuple(sorted(chosen))
+        ffn = dense[names[0]] if len(names) == 1 else soup([dense[name] for name in names], stored)
+        yield Trial(experts=names, predicted=judge.by_domain(ffn))
 
 
 def _assembled(

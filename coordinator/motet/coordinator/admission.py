@@ -134,12 +134,7 @@ def examine_update(
             "wrong-kind", "missing-tensor", "extra-tensor", "wrong-dtype", "wrong-shape", "wrong-method", "not-finite",
             "out-of-range", "biased-rows" or "wrong-evidence".
     """
-    _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
-    _same("wrong-digest", "digest", findings.digest, contribution.update, "it was changed on the way: send it again")
-    if findings.anchor is None:
-        raise _unreadable(findings)
-    _same("wrong-anchor", "the file's anchor", findings.anchor, contribution.anchor, "pack on the charter's anchor")
-    _same("wrong-base", "the file's base", findings.base, contribution.base, "pack file and manifest together")
+    _check_file(findings, contribution)
     found, expected = {tensor.name: tensor for tensor in findings.tensors}, {spec.name: spec for spec in wanted}
     _check_kind(found, contribution)
     _check_names(found, expected)
@@ -238,6 +233,16 @@ def _check_admitted_method(where: str, method: Method, charter: Charter) -> None
     methods = charter.codec.methods
     if method not in methods:
         raise _refusal("wrong-method", f"{where}: saw the method {method}, wanted one of {_list(methods)}; pack again")
+
+
+def _check_file(findings: Findings, contribution: Contribution) -> None:
+    """Whether it is the file that the manifest speaks of, whole, and of the same anchor and base."""
+    _same("wrong-size", "bytes", findings.size, contribution.update_bytes, "send the whole update again")
+    _same("wrong-digest", "digest", findings.digest, contribution.update, "it was changed on the way: send it again")
+    if findings.anchor is None:
+        raise _unreadable(findings)
+    _same("wrong-anchor", "the file's anchor", findings.anchor, contribution.anchor, "pack on the charter's anchor")
+    _same("wrong-base", "the file's base", findings.base, contribution.base, "pack file and manifest together")
 
 
 def _check_kind(found: Iterable[str], contribution: Contribution) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from motet.coordinator.composite_layout import as_expert, configuration, expert_tensors, shared_tensors
 from motet.coordinator.router_file import TunedRouter, write_router
@@ -40,6 +41,7 @@ from motet.protocols.composite_manifest import (
     CompositeManifest,
     CompositeMember,
     RoutingPolicy,
+    Tuning,
     verify_composite,
 )
 from motet.protocols.contribution import Terms
@@ -101,6 +103,54 @@ class _Copy:
     target: TensorSpec
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recipe:
+    """What a composite is made of: members in the order of their ids, each of which fits the anchor."""
+
+    anchor: Anchor
+    members: tuple[Member, ...]
+    described: tuple[CompositeMember, ...]
+    """The same members as the manifest tells them."""
+    routing: RoutingPolicy
+    tuned: TunedRouter | None
+
+    @classmethod
+    def of(cls, anchor: Anchor, members: Sequence[Member], routing: RoutingPolicy, tuned: TunedRouter | None) -> Self:
+        """Raises AssemblyError for members that are not different, or do not fit the anchor or the tuned router."""
+        ordered = sorted(members, key=lambda member: member.contribution)
+        _require_different(ordered)
+        ranks = [_rank_of(anchor, member) for member in ordered]
+        described = tuple(map(_described, ordered, ranks))
+        if tuned is not None and (problem := tuned.tag.problem(described)):
+            raise AssemblyError(f"{problem}; tune again with the members of now")
+        return cls(anchor=anchor, members=tuple(ordered), described=described, routing=routing, tuned=tuned)
+
+    @property
+    def ranks(self) -> list[int | None]:
+        """Of every member, None for a full expert."""
+        return [member.rank for member in self.described]
+
+    @property
+    def tag(self) -> Tuning | None:
+        """How the router was tuned; None if it was not."""
+        return None if self.tuned is None else self.tuned.tag
+
+    def manifest(self, files: Iterable[CompositeFile]) -> CompositeManifest:
+        """The composite's manifest, given its files."""
+        return CompositeManifest(
+            anchor=self.anchor.digest,
+            members=self.described,
+            routing=self.routing,
+            files=tuple(files),
+            tuning=self.tag,
+        )
+
+    def makes(self, found: CompositeManifest) -> bool:
+        """Whether a composite is what this one would become."""
+        saw = (found.anchor, found.members, found.routing, found.tuning)
+        return saw == (self.anchor.digest, self.described, self.routing, self.tag)
+
+
 def assemble(
     anchor: Anchor,
     members: Sequence[Member],
@@ -124,28 +174,12 @@ def assemble(
             other members or does not fit them, `out` holds something else, or another process is assembling it.
         StorageError: the disk is full or not writable; nothing is left behind.
     """
-    ordered = sorted(members, key=lambda member: member.contribution)
-    _require_different(ordered)
-    ranks = [_rank_of(anchor, member) for member in ordered]
-    described = tuple(
-        CompositeMember(
-            name=member.name, contribution=member.contribution, expert=file_digest(member.expert_file), rank=rank
-        )
-        for member, rank in zip(ordered, ranks, strict=True)
-    )
-    if tuned is not None and (problem := tuned.tag.problem(described)):
-        raise AssemblyError(f"{problem}; tune again with the members of now")
+    recipe = _Recipe.of(anchor, members, routing, tuned)
     if out.exists():
-        return _reuse(out, anchor, described, routing, tuned)
+        return _reuse(out, recipe)
     with _workspace(out) as folder:
-        _write_composite(folder, anchor, ordered, ranks, routing, tuned, progress or (lambda done, total: None))
-        manifest = CompositeManifest(
-            anchor=anchor.digest,
-            members=described,
-            routing=routing,
-            files=tuple(_described_files(folder)),
-            tuning=None if tuned is None else tuned.tag,
-        )
+        _write_composite(folder, recipe, progress or (lambda done, total: None))
+        manifest = recipe.manifest(_described_files(folder))
         write_atomically(folder / MANIFEST_FILE, manifest.canonical())
         folder.rename(out)
         sync_directory(out.parent)
@@ -172,17 +206,15 @@ def _rank_of(anchor: Anchor, member: Member) -> int | None:
         raise AssemblyError(f"expert {member.name} does not fit the anchor: {error}") from error
 
 
-def _reuse(
-    out: Path,
-    anchor: Anchor,
-    members: tuple[CompositeMember, ...],
-    routing: RoutingPolicy,
-    tuned: TunedRouter | None,
-) -> Composite:
+def _described(member: Member, rank: int | None) -> CompositeMember:
+    """A member as the manifest tells it."""
+    expert = file_digest(member.expert_file)
+    return CompositeMember(name=member.name, contribution=member.contribution, expert=expert, rank=rank)
+
+
+def _reuse(out: Path, recipe: _Recipe) -> Composite:
     manifest = verify_composite(out)
-    tag = None if tuned is None else tuned.tag
-    saw = (manifest.anchor, manifest.members, manifest.routing, manifest.tuning)
-    if saw != (anchor.digest, members, routing, tag):
+    if not recipe.makes(manifest):
         raise AssemblyError(f"saw another composite, {manifest.digest}, in {out}; remove it or name another folder")
     return Composite(path=out, manifest=manifest)
 
@@ -210,16 +242,8 @@ def _workspace(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _write_composite(
-    folder: Path,
-    anchor: Anchor,
-    members: Sequence[Member],
-    ranks: Sequence[int | None],
-    routing: RoutingPolicy,
-    tuned: TunedRouter | None,
-    progress: Progress,
-) -> None:
-    copies = _plan(anchor, members, ranks)
+def _write_composite(folder: Path, recipe: _Recipe, progress: Progress) -> None:
+    copies = _plan(recipe)
     total = sum(copy.target.nbytes for file in copies.values() for copy in file)
     require_room(folder, total, "the composite")
     done = 0
@@ -229,33 +253,35 @@ def _write_composite(
             done += copied
             progress(done, total)
         weight_map |= {copy.target.name: name for copy in file}
-    files = [member.expert_file for member in members]
-    router = write_router(folder / ROUTER_FILE, anchor, files, routing, tuned)
+    files = [member.expert_file for member in recipe.members]
+    router = write_router(folder / ROUTER_FILE, recipe.anchor, files, recipe.routing, recipe.tuned)
     total += sum(spec.nbytes for spec in router)
     weight_map |= {spec.name: ROUTER_FILE for spec in router}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_atomically(folder / INDEX_FILE, canonical_json(index))
-    write_atomically(folder / "config.json", canonical_json(_configuration(anchor, members, ranks, routing)))
-    for path in tokenizer_files(anchor.directory):
+    write_atomically(folder / "config.json", canonical_json(_configuration(recipe)))
+    for path in tokenizer_files(recipe.anchor.directory):
         write_atomically(folder / path.name, path.read_bytes())
-    write_atomically(folder / CARD_FILE, _card(folder, anchor, members, tuned=tuned is not None))
+    write_atomically(folder / CARD_FILE, _card(folder, recipe))
 
 
-def _card(folder: Path, anchor: Anchor, members: Sequence[Member], *, tuned: bool) -> bytes:
+def _card(folder: Path, recipe: _Recipe) -> bytes:
     """The model card of the files in `folder`."""
-    contributions, terms = [each.contribution for each in members], [each.terms for each in members]
+    contributions, terms = [each.contribution for each in recipe.members], [each.terms for each in recipe.members]
     experts = card_experts(composite_sizes(folder), contributions, terms)
-    return native_card(CardRecord(anchor=anchor.digest, experts=experts, form="native"), tuned=tuned)
+    record = CardRecord(anchor=recipe.anchor.digest, experts=experts, form="native")
+    return native_card(record, tuned=recipe.tuned is not None)
 
 
-def _plan(anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None]) -> dict[str, list[_Copy]]:
+def _plan(recipe: _Recipe) -> dict[str, list[_Copy]]:
     """File name -> the tensors it takes; expert 0 is the anchor's own feed-forward network."""
+    anchor = recipe.anchor
     shared = shared_tensors(anchor.manifest)
     plan = {SHARED_FILE: [_Copy(source=anchor.file_of(spec.name), name=spec.name, target=spec) for spec in shared]}
-    for expert, rank in enumerate((None, *ranks)):
+    for expert, rank in enumerate((None, *recipe.ranks)):
         plan[expert_file(expert)] = [
             _Copy(
-                source=members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
+                source=recipe.members[expert - 1].expert_file if expert else anchor.file_of(spec.name),
                 name=spec.name,
                 target=as_expert(spec, expert),
             )
@@ -274,12 +300,11 @@ def _copy_tensors(path: Path, copies: Iterable[_Copy]) -> Iterator[int]:
             yield copy.target.nbytes
 
 
-def _configuration(
-    anchor: Anchor, members: Sequence[Member], ranks: Sequence[int | None], routing: RoutingPolicy
-) -> dict[str, object]:
-    named = {member.contribution: member.name for member in members}
+def _configuration(recipe: _Recipe) -> dict[str, object]:
+    anchor, routing = recipe.anchor, recipe.routing
+    named = {member.contribution: member.name for member in recipe.members}
     evidence = prefix_settings(evidence_of(routing), anchor.config, anchor.tensor)
-    return configuration(anchor.config, named, ranks, routing, evidence=evidence)
+    return configuration(anchor.config, named, recipe.ranks, routing, evidence=evidence)
 
 
 def _described_files(folder: Path) -> Iterator[CompositeFile]:

@@ -71,13 +71,7 @@ def init(
     with _made_whole(path) as building:
         anchor = Anchor.load(anchor_directory)
         rules = rules_on(anchor.family, routing)
-        terms: _Terms = {
-            "name": named,
-            "addresses": addresses,
-            "experts": experts,
-            "routing": rules,
-            "training": training,
-        }
+        terms = _Terms(name=named, addresses=addresses, experts=experts, routing=rules, training=training)
         pin = _publish(building, anchor, public_text, counted=rules.counted)
         return _found(building, terms, pin, hosts)
 

@@ -73,13 +73,7 @@ def tune(
         DataError: there is no public text.
         TrainingError: the loss is no longer finite.
     """
-    require_tunable(model.config.prefix is not None, {name: len(texts) for name, texts in proxies.items()})
-    if strangers := sorted(proxies.keys() - set(model.config.names[1:])):
-        raise ExpertSetError(f"saw proxies of {strangers[0]}, wanted members': {', '.join(model.config.names[1:])}")
-    if not public:
-        raise DataError("saw no public document to tune on beside the proxies, wanted some; give a longer public text")
-    sources = [public, *(proxies[name] for name in sorted(proxies) if proxies[name])]
-    batches = _batches(tokenizer, sources, batch=batch, length=sequence_length, seed=seed)
+    batches = _batches(tokenizer, _sources(model, proxies, public), batch=batch, length=sequence_length, seed=seed)
     with _one_thread(), _router_alone(model) as parameters:
         _descend(model, parameters, batches, steps=steps, learning_rate=learning_rate, progress=progress)
     return _anchored(model)
@@ -106,6 +100,18 @@ def require_tunable(counted: bool, documents: Mapping[str, int]) -> None:
             f"saw no proxies of {', '.join(sorted(documents)) or 'anybody'}, wanted some member's to tune on; owners "
             "name them with proxies = true under [contribution], where the charter's routing.proxies asks for them"
         )
+
+
+def _sources(
+    model: MotetForCausalLM, proxies: Mapping[str, Sequence[str]], public: Sequence[str]
+) -> list[Sequence[str]]:
+    """What takes turns in a batch: the public text, and each member's proxies. Raises as `tune` says."""
+    require_tunable(model.config.prefix is not None, {name: len(texts) for name, texts in proxies.items()})
+    if strangers := sorted(proxies.keys() - set(model.config.names[1:])):
+        raise ExpertSetError(f"saw proxies of {strangers[0]}, wanted members': {', '.join(model.config.names[1:])}")
+    if not public:
+        raise DataError("saw no public document to tune on beside the proxies, wanted some; give a longer public text")
+    return [public, *(proxies[name] for name in sorted(proxies) if proxies[name])]
 
 
 def _batches(
