@@ -27,18 +27,22 @@ def append(ledger: LedgerStore, subject: str) -> None:
 def test_what_is_appended_is_seen_while_the_ledger_is_open_and_after(path: Path) -> None:
     view = LedgerView(path)
     with LedgerStore(path) as ledger:
-        assert view.standing().last == ledger.standing().last
+        assert view.look() == ledger.entries()
+        assert view.standing == ledger.standing()
         append(ledger, "a")
-        assert view.standing().last.subject == "a"
-    assert view.standing().last.subject == "a"
+        assert [entry.subject for entry in view.look()] == ["a"]
+        assert view.standing.last.subject == "a"
+    assert view.look() == []
+    assert view.standing.last.subject == "a"
     with LedgerStore(path) as ledger:
         append(ledger, "b")
-    assert view.standing().last.subject == "b"
+        append(ledger, "c")
+    assert [entry.subject for entry in view.look()] == ["b", "c"]
 
 
 def test_nothing_is_left_behind(path: Path) -> None:
     before = sorted(each.name for each in path.parent.iterdir())
-    LedgerView(path).standing()
+    LedgerView(path).look()
     assert sorted(each.name for each in path.parent.iterdir()) == before
 
 
@@ -78,7 +82,7 @@ def test_a_ledger_that_cannot_be_trusted_tells_nothing(
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     harm(path)
     with pytest.raises(error, match=words):
-        LedgerView(path).standing()
+        LedgerView(path).look()
 
 
 def test_a_ledger_that_somebody_holds_for_himself_is_not_waited_for(
@@ -90,5 +94,46 @@ def test_a_ledger_that_somebody_holds_for_himself_is_not_waited_for(
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("CREATE TABLE extra (a)")
         with pytest.raises(StorageError, match="locked"):
-            view.standing()
-    assert view.standing().last is not None
+            view.look()
+    assert view.look()
+
+
+def test_one_that_was_put_in_its_place_is_read_from_its_beginning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    view, backup = LedgerView(path), {file: file.read_bytes() for file in (path, head_of(path))}
+    with LedgerStore(path) as ledger:
+        append(ledger, "a")
+    view.look()
+    for file, content in backup.items():
+        file.unlink()
+        file.write_bytes(content)
+    with LedgerStore(path) as ledger:
+        append(ledger, "b")  # with the number of the one that is lost
+        assert view.look() == ledger.entries()
+        assert view.standing == ledger.standing()
+        assert view.look() == []
+    assert caplog.text.count("it was read again from its beginning") == 1
+
+
+def test_an_empty_one_in_its_place_is_none(path: Path) -> None:
+    view = LedgerView(path)
+    view.look()
+    path.unlink()
+    head_of(path).unlink()
+    LedgerStore(path).close()
+    with pytest.raises(LedgerError, match="head is missing"):
+        view.look()
+    assert view.standing.last is not None
+
+
+def test_what_one_look_could_not_tell_the_next_one_tells(path: Path) -> None:
+    view = LedgerView(path)
+    before = view.look()
+    with LedgerStore(path) as ledger:
+        append(ledger, "a")
+    head = head_of(path).read_bytes()
+    head_of(path).unlink()
+    with pytest.raises(LedgerError, match="head is missing"):
+        view.look()
+    assert view.standing.last == before[-1]
+    head_of(path).write_bytes(head)
+    assert [entry.subject for entry in view.look()] == ["a"]

@@ -1,6 +1,7 @@
 """A federation on paper: a ledger of signed contributions, and a composite on disk that is made of them."""
 
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -71,6 +72,24 @@ class Federation:
         """The same with a ledger of its own."""
         shutil.copytree(self.home, directory / "home")
         return replace(self, home=directory / "home")
+
+    def backup(self, directory: Path) -> dict[str, bytes]:
+        """The ledger's files, as a backup made in `directory` has them."""
+        directory.mkdir()
+        connected = (sqlite3.connect(each / "ledger.sqlite") for each in (self.home, directory))
+        source, target = map(closing, connected)
+        with source as ledger, target as backup:
+            ledger.backup(backup)
+        head = (self.home / "ledger.sqlite.head").read_bytes()
+        return {"ledger.sqlite": (directory / "ledger.sqlite").read_bytes(), "ledger.sqlite.head": head}
+
+    def restore(self, files: dict[str, bytes]) -> None:
+        """Puts the files of a backup in their places, each by a rename."""
+        for path in self.home.glob("ledger.sqlite-*"):
+            path.unlink()
+        for name, content in files.items():
+            (self.home / "new").write_bytes(content)
+            (self.home / "new").replace(self.home / name)
 
 
 def found_federation(directory: Path, terms: dict[str, Terms] = TERMS, *, context: int | None = 192) -> Federation:

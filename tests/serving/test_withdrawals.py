@@ -1,9 +1,7 @@
 """What stops while a server runs: by a ledger, a deny list, or the clock; and what happens when nobody can look."""
 
-import sqlite3
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from motet.protocols.errors import ConfigurationError, LedgerError
 from motet.serving.policy.members import members_of, missing, read_contributions, terms_of, write_contributions
 from motet.serving.policy.sources import DenyList, LedgerSource
 from motet.serving.policy.withdrawals import BLIND_SECONDS, LOOK_SECONDS, Withdrawals
-from motet.serving.web.ledger_reading import LedgerReading
 
 from .federated import TERMS, Federation, found_federation
 
@@ -157,40 +154,20 @@ def test_a_ledger_that_no_longer_holds_stops_everybody(federation: Federation) -
     assert gone(EVERY) == set(TERMS)
 
 
-def copy_of(federation: Federation, directory: Path) -> dict[str, bytes]:
-    """A backup of the ledger's files."""
-    directory.mkdir()
-    connected = (sqlite3.connect(each / "ledger.sqlite") for each in (federation.home, directory))
-    source, target = map(closing, connected)
-    with source as ledger, target as backup:
-        ledger.backup(backup)
-    head = (federation.home / "ledger.sqlite.head").read_bytes()
-    return {"ledger.sqlite": (directory / "ledger.sqlite").read_bytes(), "ledger.sqlite.head": head}
-
-
-def put(federation: Federation, files: dict[str, bytes]) -> None:
-    """Restores them, each by a rename."""
-    for path in federation.home.glob("ledger.sqlite-*"):
-        path.unlink()
-    for name, content in files.items():
-        (federation.home / "new").write_bytes(content)
-        (federation.home / "new").replace(federation.home / name)
-
-
 def test_a_ledger_that_was_put_in_the_others_place_is_read(federation: Federation, tmp_path: Path) -> None:
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)])
-    put(federation, copy_of(federation, tmp_path / "backup"))
+    federation.restore(federation.backup(tmp_path / "backup"))
     federation.withdraw("news")
     gone.look()
     assert gone(EVERY) == {"news"}
 
 
 def test_an_older_ledger_gives_no_withdrawal_back(federation: Federation, tmp_path: Path, caplog) -> None:
-    backup = copy_of(federation, tmp_path / "backup")
+    backup = federation.backup(tmp_path / "backup")
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)])
     federation.withdraw("news")
     gone.look()
-    put(federation, backup)
+    federation.restore(backup)
     gone.look()
     assert gone(EVERY) == {"news"}
     assert "read again from its beginning" in caplog.text
@@ -199,25 +176,10 @@ def test_an_older_ledger_gives_no_withdrawal_back(federation: Federation, tmp_pa
     assert gone(EVERY) == {"news", "law"}
 
 
-def test_the_page_reads_an_older_ledger_from_its_beginning(federation: Federation, tmp_path: Path) -> None:
-    backup = copy_of(federation, tmp_path / "backup")
-    reading, fresh = (LedgerReading(federation.home / "ledger.sqlite") for _ in range(2))
-    federation.withdraw("news")
-    reading.look()
-    put(federation, backup)
-    reading.look()
-    assert not reading.standing.withdrawn
-    federation.withdraw("law")  # an entry with the number of the one that is lost
-    for each in (reading, fresh):
-        each.look()
-    assert list(reading.lines) == list(fresh.lines)
-    assert reading.standing.withdrawn == fresh.standing.withdrawn != set()
-
-
 def test_another_federations_ledger_is_none(federation: Federation, tmp_path: Path) -> None:
     clock, other = Clock(), found_federation(tmp_path / "other", context=None)
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)], clock=clock)
-    put(federation, copy_of(other, tmp_path / "backup"))
+    federation.restore(other.backup(tmp_path / "backup"))
     clock.seconds += BLIND_SECONDS
     gone.look()
     assert gone(EVERY) == set(TERMS)
@@ -230,7 +192,6 @@ def test_a_home_is_only_read(federation: Federation) -> None:
     before = {path.name: path.read_bytes() for path in federation.home.iterdir()}
     gone = Withdrawals(EVERY, sources=[LedgerSource(federation.home, federation.roster)])
     gone.look()
-    LedgerReading(federation.home / "ledger.sqlite").look()
     assert {path.name: path.read_bytes() for path in federation.home.iterdir()} == before
     with LedgerStore(federation.home / "ledger.sqlite"):  # and while a coordinator works there
         gone.look()

@@ -5,13 +5,14 @@ of the chain and every owner's signature is checked once, and only what is new i
 at every look: one that was put in its place, as from a backup, is noticed, and read from its beginning.
 
     view = LedgerView(home / "ledger.sqlite")
-    view.standing().withdrawn                       # LedgerError if the chain does not hold
+    newer = view.look()                             # the entries since the last look; LedgerError if the chain breaks
+    view.standing.withdrawn
 """
 
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -30,37 +31,42 @@ class LedgerView:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._head = path.with_name(path.name + ".head")
-        self._standing = Standing()
+        self.standing = Standing()
+        """What all entries add up to. A snapshot: read it, do not change it."""
         self._confirmed: bytes | None = None
 
-    def standing(self) -> Standing:
-        """What all entries add up to now. A snapshot: read it, do not change it.
+    def look(self) -> list[LedgerEntry]:
+        """The entries that no look has told yet; all there are, where the ledger was put in the place of another.
+
+        A look that raises changes nothing.
 
         Raises:
             LedgerError: the chain does not hold, an entry is damaged, or the last one known to be written is missing.
+            DocumentError: a document that somebody signed does not hold.
             StorageError: it cannot be read now.
         """
         head = self._read_head()  # before the entries: it is written after them
-        with reading(self.path) as database:
-            onto = self._standing if self._continues(database) else Standing()
-            start = 0 if onto.last is None else onto.last.sequence + 1
-            standing = fold(self._entries(database, start), onto)
-            if head is None or head != self._confirmed or onto is not self._standing:
-                self._confirm(database, head, standing)
-        self._standing, self._confirmed = standing, head
-        return standing
+        with _reading(self.path) as database:
+            onto, newer = self._newer(database)
+            standing, anew = fold(newer, onto), onto is not self.standing
+            if anew or head != self._confirmed or (newer and head is None):
+                self._confirm(database, head)
+        if anew:
+            _LOG.warning("%s was replaced; it was read again from its beginning", self.path)
+        self.standing, self._confirmed = standing, head
+        return newer
 
-    def _continues(self, database: sqlite3.Connection) -> bool:
-        """Whether what was read last is still there."""
-        last = self._standing.last
+    def _newer(self, database: sqlite3.Connection) -> tuple[Standing, list[LedgerEntry]]:
+        """What was read before, if it is still there, and the entries that follow it."""
+        last = self.standing.last
         if last is None:
-            return True
-        if [entry.digest for entry in self._entries(database, last.sequence, last.sequence + 1)] == [last.digest]:
-            return True
-        _LOG.warning("%s was replaced; it is read again from its beginning", self.path)
-        return False
+            return self.standing, self._entries(database, 0)
+        found = self._entries(database, last.sequence)
+        if found and found[0].digest == last.digest:
+            return self.standing, found[1:]
+        return Standing(), self._entries(database, 0)
 
-    def _entries(self, database: sqlite3.Connection, start: int, end: int = 1 << 62) -> Sequence[LedgerEntry]:
+    def _entries(self, database: sqlite3.Connection, start: int, end: int = 1 << 62) -> list[LedgerEntry]:
         query = "SELECT entry FROM entries WHERE sequence >= ? AND sequence < ? ORDER BY sequence"
         rows = database.execute(query, (start, end)).fetchall()
         try:
@@ -68,10 +74,8 @@ class LedgerView:
         except (DocumentError, AttributeError) as error:
             raise LedgerError(f"{self.path}: an entry is damaged: {error}; restore a backup") from error
 
-    def _confirm(self, database: sqlite3.Connection, head: bytes | None, standing: Standing) -> None:
+    def _confirm(self, database: sqlite3.Connection, head: bytes | None) -> None:
         """The head file names the last entry known to be written: one that the database must hold."""
-        if head is None and standing.last is None:
-            return
         sequence, digest = self._named(head)
         found = [entry.digest for entry in self._entries(database, sequence, sequence + 1)]
         if found != [digest]:
@@ -100,7 +104,7 @@ class LedgerView:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A ledger's database, of which everything is read in one transaction. Raises StorageError and LedgerError.
 
     Where there is no log beside it, nobody is writing: then it is opened as a file that does not change, for SQLite

@@ -44,7 +44,8 @@ class LedgerSource:
         return self._gone
 
     def _standing(self) -> Standing:
-        standing = self._ledger.standing()
+        self._ledger.look()
+        standing = self._ledger.standing
         if strangers := sorted(name for digest, name in self._named.items() if digest not in standing.admitted):
             raise ConfigurationError(
                 f"saw {strangers[0]}, which the ledger in {self._home} never admitted; name the home that this "

@@ -1,8 +1,7 @@
-"""A coordinator's ledger, read while the coordinator writes it.
+"""What a coordinator's ledger says, for people.
 
-Guarantees: nothing is written, and no lock is held beyond one reading; every link of the chain and every owner's
-signature is checked once, and only what is new is read again. A ledger that was put in its place, as from a backup, is
-noticed, and read from its beginning.
+Guarantees: those of `LedgerView`, on which it stands; in a ledger that was put in its place nothing of the other one is
+told, and while one cannot be read everything stays as it was read last.
 
     reading = LedgerReading(home / "ledger.sqlite")
     reading.look()                                  # LedgerError if the chain does not hold
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.coordinator.ledger_view import reading
+from motet.coordinator.ledger_view import LedgerView
 from motet.protocols.charter import Charter
 from motet.protocols.contribution import Contribution, JoinRequest, Withdrawal
-from motet.protocols.errors import DocumentError, LedgerError
-from motet.protocols.ledger import EntryKind, LedgerEntry, Standing, fold
+from motet.protocols.ledger import EntryKind, LedgerEntry, Standing
 from motet.protocols.signing import Signed
 
 KEPT = 200
@@ -44,11 +42,10 @@ class LedgerReading:
     """What the ledger says so far. Not for several threads at once."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._ledger = LedgerView(path)
         self._begin()
 
     def _begin(self) -> None:
-        self.standing = Standing()
         self.charter: Charter | None = None
         """What the first entry says."""
         self.lines: deque[Line] = deque(maxlen=KEPT)
@@ -61,33 +58,22 @@ class LedgerReading:
         self._composites: list[tuple[str, frozenset[str]]] = []
 
     def look(self) -> None:
-        """Take in what is new. Raises LedgerError, SignatureError, and StorageError when it cannot be read now."""
-        last = self.standing.last
-        newer = [self._parsed(text) for text in self._since(0 if last is None else last.sequence)]
-        if last is not None and (not newer or newer.pop(0).digest != last.digest):
-            self._begin()
-            newer = [self._parsed(text) for text in self._since(0)]
-        if newer:
-            self.standing = fold(newer, self.standing)
-        for entry in newer:
+        """Take in what is new. Raises what `LedgerView.look` does."""
+        for entry in self._ledger.look():
+            if entry.sequence == 0:
+                self._begin()
             self._note(entry)
+
+    @property
+    def standing(self) -> Standing:
+        """What all entries add up to."""
+        return self._ledger.standing
 
     @property
     def composite(self) -> str | None:
         """The digest of the newest one that has nobody in it who has withdrawn."""
         gone = self.standing.withdrawn
         return next((digest for digest, members in reversed(self._composites) if not members & gone), None)
-
-    def _parsed(self, text: str) -> LedgerEntry:
-        try:
-            return LedgerEntry.parse(text.encode())
-        except (DocumentError, AttributeError) as error:
-            raise LedgerError(f"{self._path}: an entry is damaged: {error}; restore a backup") from error
-
-    def _since(self, start: int) -> list[str]:
-        with reading(self._path) as database:
-            rows = database.execute("SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence", (start,))
-            return [text for (text,) in rows]
 
     def _note(self, entry: LedgerEntry) -> None:
         told = _WORDS[entry.kind](entry.body)
