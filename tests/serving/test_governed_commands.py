@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from motet.serving.engine.loading import load_composite
 from motet.serving.governing import governed
 from motet.serving.policy.keys import Keyring, make_key, read_keys
 from motet.serving.policy.members import read_contributions
+from motet.serving.usage.entries import entry_of
+from motet.serving.usage.reserve import Reserve
 from motet.serving.usage.store import UsageStore
 
 from .federated import Federation, found_federation
@@ -116,6 +118,16 @@ def test_a_statement_is_signed_and_verified(state: Path, tmp_path: Path, capsys:
     motet(capsys, "usage", "--verify", path, "--by", OWNER, code=4)
     path.write_text(path.read_text().replace("250000", "950000"))
     motet(capsys, "usage", "--verify", path, code=4)
+
+
+def test_usage_has_what_a_killed_server_still_owed(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [entry_of(record(number, (0.5, 0.25, 0.25)), IDS) for number in (1, 2)]  # one is on the books already
+    with closing(Reserve(state / "usage.owed-2", 4096)) as reserve:
+        for entry in entries:
+            reserve.add(entry.to_bytes())
+        assert json.loads(motet(capsys, "usage", "--state", state, "--json"))["answers"] == 2  # it lives
+    for _ in range(2):
+        assert json.loads(motet(capsys, "usage", "--state", state, "--json"))["answers"] == 3
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def _total(
     from motet.protocols.canonical import write_atomically
     from motet.protocols.errors import ConfigurationError
     from motet.serving.state import USAGE_FILE, default_state
+    from motet.serving.usage.books import write_down_owed
     from motet.serving.usage.statement import server_key, statement_of
     from motet.serving.usage.store import Period, UsageStore
 
@@ -75,6 +76,7 @@ def _total(
         raise ConfigurationError(f"saw no {folder / USAGE_FILE}, wanted a server's folder; name it with --state")
     begin, end = _milliseconds(since), _milliseconds(until)
     with UsageStore(folder / USAGE_FILE) as store:
+        write_down_owed(store)
         if statement is not None:
             signed = statement_of(store, server_key(folder), owner=owner, since=begin, until=end)
             write_atomically(statement, signed.canonical())

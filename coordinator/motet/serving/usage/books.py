@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,7 @@ from motet.protocols.errors import StorageError
 from motet.serving.api.schemas import MAX_PROMPTS
 from motet.serving.hooks import Record
 from motet.serving.usage.entries import Entry, entry_of, most_bytes
-from motet.serving.usage.reserve import HEAD_BYTES, taken
+from motet.serving.usage.reserve import HEAD_BYTES, settle_left, taken
 from motet.serving.usage.store import UsageStore
 
 AGAIN_SECONDS = 1.0
@@ -60,7 +61,7 @@ class Books:
         self._problem = ""
         size = reserve_bytes(self._ids, max_batch=max_batch, queue=queue)
         self._answer_bytes, self._choice_bytes = _needed(self._ids)
-        self._reserve = taken(store.path.with_suffix(".owed"), size, self._settle)
+        self._reserve = taken(_reserves(store), size, partial(_settle, store))
 
     def keep(self, record: Record) -> None:
         """Keeps what an answer used. Raises StorageError; then it is owed."""
@@ -134,26 +135,17 @@ class Books:
                         _LOG.warning("the books are open again")
                         return True
                     entry = self._owed[0]
-                self._enter(entry)
+                _enter(self._store, entry)
                 with self._guard:
                     self._owed.popleft()
         except StorageError as error:
             self._problem = str(error)
             return False
 
-    def _enter(self, entry: Entry) -> None:
-        if not self._store.holds(entry.id):
-            self._store.enter(entry)
 
-    def _settle(self, path: Path, left: Sequence[bytes]) -> None:
-        """Writes down what a server that was killed owed."""
-        try:
-            for each in left:
-                self._enter(Entry.of(each))
-        except StorageError as error:
-            raise StorageError(f"cannot write down {len(left)} answers that {path} has: {error}") from error
-        if left:
-            _LOG.warning("%s answers of a server that was killed while it owed them are on the books", len(left))
+def write_down_owed(store: UsageStore) -> None:
+    """Writes down what servers of this folder owed when they were killed. Raises StorageError."""
+    settle_left(_reserves(store), partial(_settle, store))
 
 
 def reserve_bytes(ids: Sequence[str], *, max_batch: int, queue: int) -> int:
@@ -171,3 +163,21 @@ def _needed(ids: Sequence[str]) -> tuple[int, int]:
     """Bytes of an answer in the reserve at most, and of each of its choices beside that."""
     answer = most_bytes(ids, choices=0)
     return HEAD_BYTES + answer, most_bytes(ids, choices=1) - answer
+
+
+def _reserves(store: UsageStore) -> Path:
+    return store.path.with_suffix(".owed")
+
+
+def _settle(store: UsageStore, path: Path, left: Sequence[bytes]) -> None:
+    try:
+        for each in left:
+            _enter(store, Entry.of(each))
+    except StorageError as error:
+        raise StorageError(f"cannot write down {len(left)} answers that {path} has: {error}") from error
+    _LOG.warning("%s answers that a server still owed when it was killed are on the books", len(left))
+
+
+def _enter(store: UsageStore, entry: Entry) -> None:
+    if not store.holds(entry.id):
+        store.enter(entry)

@@ -20,6 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from motet.protocols.canonical import storage_errors, sync_directory
@@ -28,6 +29,8 @@ from motet.protocols.errors import StorageError
 _HEAD = struct.Struct("<II")  # of a record: its length, and its CRC-32; a length of zero ends the records
 HEAD_BYTES = _HEAD.size
 """What a record takes beside its own bytes."""
+Settle = Callable[[Path, Sequence[bytes]], None]
+"""Writes the records of a file elsewhere."""
 
 
 class Reserve:
@@ -97,43 +100,47 @@ class Reserve:
             os.fsync(self._file)
 
 
-def taken(path: Path, size: int, settle: Callable[[Path, Sequence[bytes]], None]) -> Reserve:
+def taken(path: Path, size: int, settle: Settle) -> Reserve:
     """The first of the files `path`-1, `path`-2, ... that no other process has, empty and with `size` bytes at least.
 
-    Every file that nobody has is emptied: `settle` is told its path and what a process that was killed has left in it,
-    and must write that elsewhere. Raises StorageError, and what `settle` raises; then what it was told of is kept.
+    Raises StorageError, and as `settle_left`, which comes first.
     """
-    mine = None
+    settle_left(path, settle)
+    opened = (_opened(path.with_name(f"{path.name}-{number}"), size) for number in itertools.count(1))
+    reserve = next(each for each in opened if each is not None)
     try:
-        for each in sorted(path.parent.glob(f"{glob.escape(path.name)}-[0-9]*")):
-            found = _emptied(each, 0 if mine else size, settle)
-            if mine is None:
-                mine = found
-            elif found is not None:
-                found.close()
-        numbers = itertools.count(1)
-        while mine is None:
-            mine = _emptied(path.with_name(f"{path.name}-{next(numbers)}"), size, settle)
-    except BaseException:
-        if mine is not None:
-            mine.close()
-        raise
-    return mine
-
-
-def _emptied(path: Path, size: int, settle: Callable[[Path, Sequence[bytes]], None]) -> Reserve | None:
-    """The file, or None if another process has it."""
-    try:
-        reserve = Reserve(path, size)
-    except BlockingIOError:
-        return None
-    try:
-        settle(path, reserve.left)
+        _empty(reserve, settle)  # of a process that was killed just now
         reserve.clear()
     except BaseException:
         reserve.close()
         raise
     return reserve
+
+
+def settle_left(path: Path, settle: Settle) -> None:
+    """Empties each of these files that nobody has any more.
+
+    `settle` is told its path and the records that a process which was killed has left in it, and must write them
+    elsewhere. Raises StorageError, and what `settle` raises; then the records of that file stay in it.
+    """
+    for each in sorted(path.parent.glob(f"{glob.escape(path.name)}-[0-9]*")):
+        if (reserve := _opened(each, 0)) is not None:
+            with closing(reserve):
+                _empty(reserve, settle)
+
+
+def _empty(reserve: Reserve, settle: Settle) -> None:
+    if reserve.left:
+        settle(reserve.path, reserve.left)
+        reserve.clear()
+
+
+def _opened(path: Path, size: int) -> Reserve | None:
+    """None if another process has it."""
+    try:
+        return Reserve(path, size)
+    except BlockingIOError:
+        return None
 
 
 def _records(file: int) -> Iterator[bytes]:
