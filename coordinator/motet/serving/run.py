@@ -3,7 +3,8 @@
 Guarantees: it is ready when it says so; at SIGTERM or Ctrl-C what is under way has `GRACE` seconds to end, while new
 requests are answered 503 and `/healthz` says "stopping"; then it takes no new connections.
 
-    serve(composite, host="127.0.0.1", port=8000, name="demo", max_batch=16, queue=64, ready=note)
+    settings = ServerSettings(host="127.0.0.1", port=8000, name="demo", max_batch=16, queue=64)
+    serve(composite, settings, ready=note)
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
+from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,36 +35,52 @@ _LOOK = 0.25
 """Seconds after which to look whether somebody insists on an end."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where a server listens, and what it takes on.
+
+    Attributes:
+        host: the address to listen on.
+        port: 0 for a free one.
+        allowed_hosts: names by which it is reached, beside those of loopback.
+        name: the model's.
+        max_batch: sequences that are generated at once.
+        queue: prompts that may wait.
+        threads: what a pass computes with, None for all processors but one.
+    """
+
+    host: str
+    port: int
+    allowed_hosts: Collection[str] = ()
+    name: str
+    max_batch: int
+    queue: int
+    threads: int | None = None
+
+
 def serve(
     composite: Composite,
+    settings: ServerSettings,
     *,
-    host: str,
-    port: int,
-    name: str,
-    max_batch: int,
-    queue: int,
-    threads: int | None = None,
-    allowed_hosts: Collection[str] = (),
     hooks: Hooks | None = None,
     extend: Callable[[FastAPI], None] = lambda app: None,
     ready: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serves until it is stopped.
 
-    `threads` is what a pass computes with, None for all processors but one; `extend` adds to the application; `ready`
-    is told the address; `allowed_hosts` are names beside those of loopback.
+    `extend` adds to the application; `ready` is told the address.
 
     Raises ConfigurationError when the address cannot be listened on, or an allowed host is none.
     """
     hooks = hooks or Hooks()
-    compute_with(threads)
-    engine = Engine(composite, max_batch=max_batch, queue=queue, withdrawn=hooks.withdrawn)
-    with closing(listening(host, port)) as listener, engine:
-        names = known_names(listener.getsockname()[0], allowed_hosts)
-        app = build_app(Service(composite, engine, name, hooks), hosts=names)
+    compute_with(settings.threads)
+    engine = Engine(composite, max_batch=settings.max_batch, queue=settings.queue, withdrawn=hooks.withdrawn)
+    with closing(listening(settings.host, settings.port)) as listener, engine:
+        names = known_names(listener.getsockname()[0], settings.allowed_hosts)
+        app = build_app(Service(composite, engine, settings.name, hooks), hosts=names)
         extend(app)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again, when all has ended
-        ready(f"ready on http://{_address(listener)}/v1, model {name}: {', '.join(composite.roster.names)}")
+        ready(f"ready on http://{_address(listener)}/v1, model {settings.name}: {', '.join(composite.roster.names)}")
         web_server(app).run(sockets=[listener])
 
 
