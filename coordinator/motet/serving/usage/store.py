@@ -11,6 +11,7 @@ of contributions may become known later.
 """
 
 import json
+import shutil
 import sqlite3
 import threading
 import time
@@ -41,6 +42,9 @@ CREATE TABLE IF NOT EXISTS experts (
     contribution TEXT PRIMARY KEY, name TEXT NOT NULL, owner TEXT) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (until INTEGER NOT NULL) STRICT;
 """
+ROOM_BYTES = 1 << 18
+"""Free on the disk before a store is opened. SQLite maps the index of its log, 32 KiB, into memory: where blocks are
+smaller than pages and the disk is full, the first touch of one of its pages ends the process (SIGBUS)."""
 _BUSY_SECONDS = 30
 _ANYBODY = object()
 
@@ -96,6 +100,7 @@ class UsageStore:
         self._guard, self._reading = threading.Lock(), threading.Lock()
         with storage_errors(path, new=True):
             path.parent.mkdir(parents=True, exist_ok=True)
+        _require_room(path)
         with self._errors():
             self._database = _connect(path)
             self._reader = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -221,6 +226,13 @@ def _usage(
 ) -> ExpertUsage:
     expert = Expert(contribution=contribution, name=name, owner=owner)
     return ExpertUsage(expert=expert, answers=answers, generated_tokens=generated_tokens, microtokens=microtokens)
+
+
+def _require_room(path: Path) -> None:
+    if (free := shutil.disk_usage(path.parent).free) < ROOM_BYTES:
+        raise StorageError(
+            f"saw {free:,} bytes free at {path.parent}, wanted {ROOM_BYTES:,} to open {path.name}; free space there"
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
