@@ -87,7 +87,7 @@ def test_bytes_are_utf8_bytes(anchor: Anchor) -> None:
     assert bits_per_byte(saw) == pytest.approx(saw.nats / math.log(2) / 17)
 
 
-def test_the_variance_is_that_of_resampled_documents(anchor: Anchor) -> None:
+def test_the_variance_is_that_of_resampled_documents(anchor: Anchor, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = anchor.model(torch.float32), anchor.tokenizer()
     same = score(model, tokenizer, ["alike"] * 7, sequence_length=16)
     assert same.bits_per_byte_variance == pytest.approx(0, abs=1e-12)
@@ -95,6 +95,8 @@ def test_the_variance_is_that_of_resampled_documents(anchor: Anchor) -> None:
     single = [bits_per_byte(score(model, tokenizer, [document], sequence_length=16)) for document in DOCUMENTS]
     assert 0 < mixed.bits_per_byte_variance < (max(single) - min(single)) ** 2
     assert mixed == score(model, tokenizer, DOCUMENTS, sequence_length=16)
+    monkeypatch.setattr("motet.moe.scoring.RESAMPLED_TOGETHER", 1)
+    assert mixed == score(model, tokenizer, DOCUMENTS, sequence_length=16)  # drawn one resample after the other
 
 
 def test_nothing_to_score_is_an_error(anchor: Anchor) -> None:

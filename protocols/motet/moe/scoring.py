@@ -36,6 +36,8 @@ from motet.protocols.report import set_row, set_rows
 
 RESAMPLES = 1000
 """Bootstrap resamples of the documents that the variance is estimated from."""
+RESAMPLED_TOGETHER = 1 << 16
+"""How many documents are drawn at once, at most or one resample of all: 2 MB."""
 
 
 class Answering(Protocol):
@@ -331,10 +333,11 @@ def _token_nats(model: Answering, ids: Tensor, labels: Tensor, forward: Mapping[
 def _summed(nats: Tensor, sizes: Tensor) -> Score:
     """Sums over documents, and the variance of their ratio under resampling with a fixed seed."""
     draw, ratios = torch.Generator().manual_seed(0), []
-    for _ in range(RESAMPLES):  # one after the other: all at once would take kilobytes for each document
-        chosen = torch.randint(len(nats), (len(nats),), generator=draw)
-        ratios.append(nats[chosen].sum() / sizes[chosen].sum())
-    resampled = torch.stack(ratios) / math.log(2)
+    together = max(1, RESAMPLED_TOGETHER // len(nats))
+    for start in range(0, RESAMPLES, together):  # the draws are those of one resample after the other
+        chosen = torch.randint(len(nats), (min(together, RESAMPLES - start), len(nats)), generator=draw)
+        ratios.append(nats[chosen].sum(dim=1) / sizes[chosen].sum(dim=1))
+    resampled = torch.cat(ratios) / math.log(2)
     return Score(
         nats=max(LEAST_NATS, float(nats.sum())),
         bytes=int(sizes.sum()),
