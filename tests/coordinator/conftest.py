@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from motet.coordinator.founding import init
 from motet.coordinator.home import CoordinatorHome
+from motet.coordinator.intake import Intake
 from motet.coordinator.ledger_store import Draft
 from motet.coordinator.store import ExpertStore
 from motet.moe.anchor import Anchor
@@ -26,6 +27,7 @@ from motet.protocols.codec.frames import FrameWriter
 from motet.protocols.contribution import CodecRecord, Contribution, JoinRequest, Terms, TrainingRecord, Withdrawal
 from motet.protocols.errors import CodecError
 from motet.protocols.expert_files import EVIDENCE_STEP, ROUTER_TOKENS, StoredTensors, materialise_file, update_specs
+from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.tensor_files import TensorSpec
 
@@ -143,6 +145,12 @@ def write_update(home: CoordinatorHome) -> WriteUpdate:
     return write
 
 
+@pytest.fixture
+def update(write_update: WriteUpdate, tmp_path: Path) -> Path:
+    """What an owner trained, as a file."""
+    return write_update(tmp_path / "update.motetup")
+
+
 @pytest.fixture(scope="session")
 def anchor_with_statistics(anchor_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("published") / "anchor"
@@ -179,6 +187,20 @@ def home(home_template: Path, tmp_path: Path) -> Iterator[CoordinatorHome]:
     opened = CoordinatorHome(tmp_path / "home")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def intake(home: CoordinatorHome) -> Intake:
+    return Intake(home)
+
+
+def opened(home: CoordinatorHome, receipt: Signed) -> Receipt:
+    return receipt.open(Receipt, by=home.charter.coordinator)
+
+
+def kinds(home: CoordinatorHome) -> list[str]:
+    """The ledger at a glance."""
+    return [entry.kind for entry in home.ledger.entries()]
 
 
 @pytest.fixture(scope="session")

@@ -28,11 +28,6 @@ ONES = "sha256:" + "1" * 64
 WriteUpdate = Callable[..., Path]
 
 
-@pytest.fixture
-def update(write_update: WriteUpdate, tmp_path: Path) -> Path:
-    return write_update(tmp_path / "update.motetup")
-
-
 def reason_of(call: Callable[[], object]) -> str:
     with pytest.raises(AdmissionRefused) as caught:
         call()

@@ -1,7 +1,5 @@
 """From a signed manifest to an entry, a file and a receipt; and everything that comes between, kills included."""
 
-import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,41 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from motet.coordinator.federation import Federation
 from motet.coordinator.home import CoordinatorHome
 from motet.coordinator.intake import Intake
 from motet.coordinator.store import ExpertStore
 from motet.moe.experts import materialise, read_expert
 from motet.protocols.canonical import hex_of
-from motet.protocols.codec import CodecSettings, UpdateReader
-from motet.protocols.container import write_container
-from motet.protocols.contribution import Contribution, EvaluationReport, Score, Terms
-from motet.protocols.errors import AdmissionRefused, DocumentError, ExpertSetError, FederationError, SignatureError
-from motet.protocols.expert_files import router_weight_name
-from motet.protocols.receipts import Receipt
-from motet.protocols.report import row_names
-from motet.protocols.signing import Signed, seal
+from motet.protocols.codec import UpdateReader
+from motet.protocols.contribution import Contribution, Terms
+from motet.protocols.errors import AdmissionRefused, FederationError, SignatureError
+from motet.protocols.signing import Signed
 from motet.protocols.transfer import audience_of
 
-WriteUpdate = Callable[..., Path]
-
-
-@pytest.fixture
-def intake(home: CoordinatorHome) -> Intake:
-    return Intake(home)
-
-
-@pytest.fixture
-def update(write_update: WriteUpdate, tmp_path: Path) -> Path:
-    return write_update(tmp_path / "update.motetup")
-
-
-def opened(home: CoordinatorHome, receipt: Signed) -> Receipt:
-    return receipt.open(Receipt, by=home.charter.coordinator)
-
-
-def kinds(home: CoordinatorHome) -> list[str]:
-    return [entry.kind for entry in home.ledger.entries()]
+from .conftest import WriteUpdate, kinds, opened
 
 
 def pretend_admitted(home: CoordinatorHome, signed: Signed) -> None:
@@ -88,96 +63,6 @@ def test_admitted_once_for_all(home: CoordinatorHome, intake: Intake, medicine: 
     assert caught.value.reason == "withdrawn"
     assert opened(home, intake.admit(signed, update, 1)).reason == "withdrawn"
     assert not path.exists()
-
-
-def applied(update: Path, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The definition of an expert, tensor by tensor: what `before` becomes under an update."""
-    with UpdateReader(update) as reader:
-        return {name: materialise(tensor, torch.from_numpy(reader.tensor(name))) for name, tensor in before.items()}
-
-
-@pytest.mark.slow
-def test_successive_versions(
-    home: CoordinatorHome, intake: Intake, medicine: object, write_update: WriteUpdate, tmp_path: Path
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    one = medicine.manifest(home, write_update(first, settings=CodecSettings(method="int8")))
-    base = one.open(Contribution).digest
-    assert opened(home, intake.admit(one, first, 1)).status == "admitted"
-    write_update(second, seed=1, settings=CodecSettings(method="ternary"), base=base)
-    two = medicine.manifest(home, second, version=2, base=base)
-    assert opened(home, intake.admit(two, second, 1)).status == "admitted"
-
-    newest, anchor = two.open(Contribution).digest, home.anchor
-    both = applied(second, applied(first, anchor.ffn()))
-    path = intake.expert_file(newest)
-    made = read_expert(path, anchor, name="medicine", contribution=newest)
-    assert all(torch.equal(made.ffn[name], tensor) for name, tensor in both.items())
-    assert any(not torch.equal(applied(second, anchor.ffn())[name], tensor) for name, tensor in both.items())
-    with UpdateReader(second) as reader:  # rows travel whole in every version
-        assert made.rows.weight[0].tolist() == reader.tensor(router_weight_name(0)).tolist()
-
-    whole = path.read_bytes()
-    intake.withdraw(medicine.withdrawal(home, base))
-    assert not intake.expert_file(base).exists()
-    assert path.read_bytes() == whole
-    assert list(home.ledger.standing().active) == [newest]
-    late = medicine.manifest(home, second, version=3, base=base)
-    said = opened(home, intake.admit(late, second, 1))
-    assert (said.status, said.reason) == ("refused", "wrong-base")
-    assert "pack against the anchor" in (said.message or "")
-    assert opened(home, intake.admit(two, second, 1)).status == "admitted"
-
-
-@pytest.mark.slow
-def test_a_later_version_that_leaves_leaves_no_byte_behind(
-    home: CoordinatorHome,
-    medicine: object,
-    make_owner: Callable[[str], object],
-    admit_quickly: Callable[..., str],
-    write_update: WriteUpdate,
-    tmp_path: Path,
-) -> None:
-    federation, law = Federation(home), make_owner("law")
-    home.enrol(law.request(home))
-    admit_quickly(law, seed=3)
-    never = federation.assemble()
-    base = admit_quickly(medicine, seed=1)
-    update = write_update(tmp_path / "u", seed=2, base=base)
-    signed = medicine.manifest(home, update, version=2, base=base)
-    assert opened(home, federation.intake.admit(signed, update, 1)).status == "admitted"
-    newest = signed.open(Contribution).digest
-    having = federation.assemble()
-    assert {member.contribution for member in having.members} - {newest} == {never.members[0].contribution}
-    federation.intake.withdraw(medicine.withdrawal(home, newest))
-    shutil.rmtree(never.path)
-    after = federation.assemble()
-    assert after == never
-    assert [each.sha256 for each in after.manifest.files] == [each.sha256 for each in never.manifest.files]
-
-
-@pytest.mark.slow
-def test_a_base_that_was_lost_is_no_refusal(
-    home: CoordinatorHome,
-    intake: Intake,
-    medicine: object,
-    admit_quickly: Callable[..., str],
-    write_update: WriteUpdate,
-    tmp_path: Path,
-) -> None:
-    base = admit_quickly(medicine, seed=1)
-    update = write_update(tmp_path / "u", seed=2, base=base)
-    signed = medicine.manifest(home, update, version=2, base=base)
-    file = intake.expert_file(base)
-    whole = file.read_bytes()
-    for harm, says in ((file.unlink, "saw no expert of"), (lambda: file.write_bytes(whole[:-1]), "TensorFileError")):
-        harm()
-        before = kinds(home)
-        with pytest.raises(FederationError, match=says):
-            intake.admit(signed, update, 1)
-        assert kinds(home) == before
-    file.write_bytes(whole)
-    assert opened(home, intake.admit(signed, update, 1)).status == "admitted"
 
 
 @pytest.mark.slow
@@ -394,102 +279,3 @@ def test_the_same_upload_from_two_threads_is_one_entry(
     assert len(receipts) == 2
     assert len({receipt.canonical() for receipt in receipts}) == 1
     assert kinds(home).count("admitted") == 1
-
-
-@pytest.mark.slow
-def test_a_federation_from_files_to_scores(
-    home: CoordinatorHome,
-    medicine: object,
-    make_owner: Callable[[str], object],
-    write_update: WriteUpdate,
-    tmp_path: Path,
-) -> None:
-    federation = Federation(home)
-    law = make_owner("law")
-    (tmp_path / "law.json").write_bytes(law.request(home).canonical())
-    assert federation.admit_file(tmp_path / "law.json").status == "enrolled"
-    assert federation.flower_keys() == {"law": law.flower_key, "medicine": medicine.flower_key}
-
-    update = write_update(tmp_path / "law.safetensors", seed=1)
-    signed = law.manifest(home, update)
-    write_container(tmp_path / "law.motet", signed, update)
-    filed = federation.admit_file(tmp_path / "law.motet")
-    assert filed.status == "admitted"
-    assert federation.admit_file(tmp_path / "law.motet") == filed
-    mine = write_update(tmp_path / "medicine.safetensors", seed=2)
-    receipt = federation.admit_inline(medicine.manifest(home, mine).canonical(), mine.read_bytes())
-    assert opened(home, receipt).received_bytes == mine.stat().st_size
-    assert sorted(each.name for each in federation.admitted().values()) == ["law", "medicine"]
-    assert list(home.intake_directory.iterdir()) == []
-
-    composite = federation.assemble()
-    assert composite.path == home.composites_directory / hex_of(composite.digest)
-    assert federation.assemble().digest == composite.digest
-    alone = federation.assemble(without=["law"])
-    assert [member.name for member in alone.members] == ["medicine"]
-    assert [entry.subject for entry in home.ledger.entries() if entry.kind == "composite"] == [
-        composite.digest,
-        alone.digest,
-    ]
-    assert set(federation.composites()) == {composite.digest, alone.digest}
-    assert federation.intake.publication(composite.digest) == (composite.path, "composite.json")
-    with pytest.raises(ExpertSetError, match="surgery"):
-        federation.assemble(without=["surgery"])
-
-    rows = federation.score_public(alone.digest)
-    assert set(rows) >= {"anchor", "composite", "expert:medicine"}
-    assert federation.score_public(alone.digest) == rows
-    check_evaluations(federation, law, medicine, composite.digest)
-
-    (tmp_path / "bye.json").write_bytes(law.withdrawal(home, signed.open(Contribution).digest).canonical())
-    assert federation.admit_file(tmp_path / "bye.json").status == "withdrawn"
-    assert federation.intake.publication(composite.digest) is None
-    assert federation.assemble().digest == alone.digest
-
-
-def check_evaluations(federation: Federation, law: object, medicine: object, composite: str) -> None:
-    def report(signer: object, **changes: object) -> Signed:
-        score = Score(nats=10.0, bytes=20, documents=2, bits_per_byte_variance=0.1)
-        values = {"charter": federation.charter.digest, "composite": composite, "owner": signer.key.public}
-        values |= {"domain": signer.name, "rows": dict.fromkeys(row_names(("law", "medicine")), score)}
-        return seal(EvaluationReport.model_validate(values | changes), signer.key)
-
-    kept = federation.keep_evaluation(report(law))
-    federation.keep_evaluation(report(law))
-    assert federation.evaluations(composite) == {law.key.public: kept}
-    wrong = [
-        {"domain": "medicine"},
-        {"rows": {"composite": kept.rows["composite"]}},
-        {"composite": "sha256:" + "0" * 64},
-        {"charter": "sha256:" + "0" * 64},
-    ]
-    for changes in wrong:
-        with pytest.raises(DocumentError):
-            federation.keep_evaluation(report(law, **changes))
-    with pytest.raises(SignatureError):
-        federation.keep_evaluation(report(law, owner=medicine.key.public))
-    good = json.loads(report(medicine).canonical())
-    good["payload"] = good["payload"].replace('"nats":10.0', '"nats":1e999')
-    with pytest.raises(DocumentError):
-        federation.keep_evaluation(Signed.model_validate(good))
-
-
-def test_files_that_are_nothing(home: CoordinatorHome, medicine: object, tmp_path: Path) -> None:
-    federation = Federation(home)
-    charter = (home.path / "charter.signed.json").read_bytes()
-    for number, data in enumerate((b"", b"{", b'{"a":1}', b"x" * 2000, charter)):
-        path = tmp_path / f"{number}"
-        path.write_bytes(data)
-        with pytest.raises(DocumentError):
-            federation.admit_file(path)
-    with pytest.raises(DocumentError, match="cannot read"):
-        federation.admit_file(tmp_path / "nowhere")
-
-
-def test_too_much_inline(home: CoordinatorHome, medicine: object, update: Path) -> None:
-    federation = Federation(home)
-    with pytest.raises(AdmissionRefused) as caught:
-        federation.admit_inline(medicine.manifest(home, update).canonical(), bytes((1 << 19) + 1))
-    assert caught.value.reason == "too-large"
-    with pytest.raises(DocumentError):
-        federation.admit_inline(b"nonsense", b"")
