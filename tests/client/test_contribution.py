@@ -19,7 +19,7 @@ from motet.moe.scoring import bits_per_byte, score
 from motet.protocols.canonical import file_digest
 from motet.protocols.container import read_container
 from motet.protocols.contribution import EvaluationReport, Withdrawal
-from motet.protocols.errors import AssemblyError, ConfigurationError, TransferRefused
+from motet.protocols.errors import AssemblyError, ConfigurationError, StorageError, TransferRefused
 from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.locks import locked
 
@@ -107,6 +107,14 @@ def test_half_packed_folders_are_cleared(make_home) -> None:
     (home.outbox / ".packing-killed").mkdir(parents=True)
     packed = packed_of(home)
     assert [path.name for path in home.outbox.iterdir()] == [packed.folder.name]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody can write to")
+def test_an_outbox_that_cannot_be_written_to_is_told(make_home) -> None:
+    home = make_home()
+    home.outbox.symlink_to("/sys/kernel")
+    with pytest.raises(StorageError, match=r"cannot write .*outbox"):
+        packed_of(home)
 
 
 def test_an_unknown_contribution_is_named(make_home) -> None:

@@ -58,6 +58,13 @@ def evaluate(
         return Signed.parse(kept.read_bytes())
     folder = pull(home, composite, progress=lambda done, total: on_progress(0.5 * done / max(1, total), "fetching"))
     found = _examine(home, folder, corpus, sets, on_progress)
+    signed = seal(_report(home, composite, found), home.key)
+    write_atomically(kept, signed.canonical())
+    return signed
+
+
+def _report(home: OwnerHome, composite: str, found: Examination) -> EvaluationReport:
+    """What leaves: the rows, and the diagnostics as far as a message has room for them."""
     report = EvaluationReport(
         charter=home.charter.digest,
         composite=composite,
@@ -67,10 +74,8 @@ def evaluate(
         diagnostics=found.diagnostics,
     )
     if len(report.canonical()) > REPORT_BYTES:
-        report = report.model_copy(update={"diagnostics": None})
-    signed = seal(report, home.key)
-    write_atomically(kept, signed.canonical())
-    return signed
+        return report.model_copy(update={"diagnostics": None})
+    return report
 
 
 def _examine(

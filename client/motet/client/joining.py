@@ -74,20 +74,26 @@ def join(
     if coordinator is None:
         _agree(charter, confirm)
     home = OwnerHome.create(directory.absolute(), config, signed)
-    request = home.path / REQUEST_FILE
-    write_atomically(request, home.join_request().canonical())
-    return Joined(
-        owner=home.key.public,
-        charter=charter.digest,
-        request=request,
-        matched=any(glob(pattern, recursive=True) for pattern in config.data.files),  # noqa: PTH207 - absolute patterns,
-    )
+    request, matched = _written_request(home), _matched(config)
+    return Joined(owner=home.key.public, charter=charter.digest, request=request, matched=matched)
 
 
 def _agree(charter: Charter, confirm: Callable[[str], bool]) -> None:
     question = f"{charter.name} is signed by {charter.coordinator}. Did the coordinator tell you this key?"
     if not confirm(question):
         raise ConfigurationError("the coordinator's key was not agreed to; ask for it, then use --coordinator KEY")
+
+
+def _written_request(home: OwnerHome) -> Path:
+    """The file for the coordinator."""
+    request = home.path / REQUEST_FILE
+    write_atomically(request, home.join_request().canonical())
+    return request
+
+
+def _matched(config: OwnerConfig) -> bool:
+    """Whether any file matches the patterns by now, which are absolute."""
+    return any(glob(pattern, recursive=True) for pattern in config.data.files)  # noqa: PTH207 - absolute patterns
 
 
 def _config(

@@ -71,10 +71,7 @@ def pack(
     for newest in packed_contributions(home)[-1:]:
         if _is_the_same(newest, key, material, home) or _stands_for(newest, {key, trained.fingerprint}):
             return newest
-    with storage_errors(home.outbox):
-        home.outbox.mkdir(parents=True, exist_ok=True)
-    _clear_unfinished(home.outbox)
-    folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=home.outbox))
+    folder = _unfinished(home.outbox)
     named = name_proxies(material, home)
     encoded = encode_expert(trained, material, home, folder, tell=tell)
     manifest = _manifest(trained, material, home, encoded, named)
@@ -172,7 +169,10 @@ def _manifest(
     )
 
 
-def _clear_unfinished(outbox: Path) -> None:
-    """Remove what a killed worker left half packed."""
-    for folder in outbox.glob(".packing-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def _unfinished(outbox: Path) -> Path:
+    """A new folder in the outbox to pack in; what a killed worker left half packed is removed."""
+    with storage_errors(outbox):
+        outbox.mkdir(parents=True, exist_ok=True)
+        for folder in outbox.glob(".packing-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=".packing-", dir=outbox))

@@ -177,11 +177,7 @@ def try_composite(
         DataError: the text cannot be used.
         MotetError: as reading the own expert raises it.
     """
-    if folder is None:
-        with _door():
-            folder = pull(home, composite or _published(home, None).digest, progress=progress)
-    else:
-        require_composite(verify_composite(folder), composite or _in_folder(folder, None, home).digest, home)
+    folder = _composite_folder(home, composite, folder, progress)
     manifest = read_composite_manifest(folder)
     member, source = _own(home, manifest, source)
     corpus = _corpus(home)
@@ -194,6 +190,15 @@ def try_composite(
         tell("the router of this composite was tuned for its members; yours is added with its own rows")
     texts = _texts(home, corpus, added=expert is not None)
     return _measured(home, folder, texts, corpus, expert, member, tell)
+
+
+def _composite_folder(home: OwnerHome, composite: str | None, folder: Path | None, progress: Fetched) -> Path:
+    """Where the composite lies, verified: the folder that was named, or one into which it is fetched."""
+    if folder is None:
+        with _door():
+            return pull(home, composite or _published(home, None).digest, progress=progress)
+    require_composite(verify_composite(folder), composite or _in_folder(folder, None, home).digest, home)
+    return folder
 
 
 def _measured(
