@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from motet.client.options import Member
 from motet.protocols.output import Json, show
 
 
@@ -14,9 +15,7 @@ def export_adapter(
     ],
     out: Annotated[Path, typer.Argument(help="The adapter's folder; a new one.")],
     anchor: Annotated[Path | None, typer.Option(help="The anchor's folder; needed for a file.")] = None,
-    expert: Annotated[
-        str | None, typer.Option(help="A composite's member by name; of a home, a contribution's digest.")
-    ] = None,
+    expert: Member = None,
     as_json: Json = False,
 ) -> None:
     """Write a low-rank expert as a PEFT adapter that loads on the anchor. Nothing leaves.

@@ -47,9 +47,7 @@ def adopt(
     home.codec_settings("lowrank")
     require_kind(home.charter, "lowrank", 1)
     require_ready(home)
-    spool = Spool(home.path)
-    try:
-        spool.hold()
+    with Spool(home.path).holding():
         report(0.0, "reading the adapter and the anchor")
         fetch_anchor(home)
         limit = home.charter.experts.max_rank
@@ -59,8 +57,6 @@ def adopt(
         report(0.1, "measuring the text")
         material = prepare(home)
         return pack(_expert(adapter, material), material, home, tell=lambda line: report(0.5, line))
-    finally:
-        spool.close()
 
 
 def _expert(adapter: Adapter, material: Material) -> TrainedExpert:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motet.client.adapter_commands import export_adapter
+from motet.client.options import BaseConfirmed, ContributionDigest, Home, ToFile, Yes
 from motet.client.speed.commands import train_speed
 from motet.client.squeeze_commands import squeeze
 from motet.client.try_commands import try_command
@@ -15,13 +16,18 @@ from motet.protocols.output import Json, bench_group, note, progress_line, show
 
 if TYPE_CHECKING:
     from motet.client.contribute import Sent
+    from motet.client.outbox import Packed
+    from motet.client.owner import OwnerHome
 
-Home = Annotated[Path, typer.Option("--dir", help="The owner's home.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-def _written(file: Path) -> list[str]:
-    return [f"wrote {file}", f"Give it to the coordinator, who runs: motet admit {file.name} --dir FEDERATION"]
+_Coordinator = Annotated[
+    str | None, typer.Option(help="The key that must have signed the charter; asked for if not given.")
+]
+_Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="A key of owner.toml, for example training.steps=200.")
+]
+_Adapter = Annotated[
+    Path | None, typer.Option(help="A PEFT adapter trained elsewhere: measure it on your text and pack it first.")
+]
 
 
 class Part(StrEnum):
@@ -50,22 +56,15 @@ def join(
     name: Annotated[str, typer.Option(help="What the expert, and its column in every table, is called.")],
     data: Annotated[list[str], typer.Option(help="A file or glob pattern of your text; may be repeated.")],
     licence: Annotated[str, typer.Option(help="SPDX identifier of the terms you lend the expert under.")],
-    coordinator: Annotated[
-        str | None, typer.Option(help="The key that must have signed the charter; asked for if not given.")
-    ] = None,
+    coordinator: _Coordinator = None,
     attribution: Annotated[str | None, typer.Option(help="The line to show where the expert is used.")] = None,
     purpose: Annotated[str | None, typer.Option(help="What the expert may be used for.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="A key of owner.toml, for example training.steps=200.")
-    ] = None,
+    setting: _Setting = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Join a federation: make the two keys, owner.toml and a signed join request."""
     from motet.client.joining import join as join_federation
-
-    def confirm(question: str) -> bool:
-        return yes or typer.confirm(question, err=True)
 
     joined = join_federation(
         charter,
@@ -75,7 +74,7 @@ def join(
         terms={"licence": licence, "attribution": attribution, "purpose": purpose},
         coordinator=coordinator,
         settings=tuple(setting or ()),
-        confirm=confirm,
+        confirm=lambda question: yes or typer.confirm(question, err=True),
     )
     if not joined.matched:
         note(f"warning: no file matches {', '.join(data)} yet; mend data.files in {directory / 'owner.toml'}")
@@ -134,40 +133,23 @@ def work(
 
 def contribute(
     directory: Home,
-    contribution: Annotated[str | None, typer.Argument(help="Its digest; the newest if not given.")] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="A PEFT adapter trained elsewhere: measure it on your text and pack it first.")
-    ] = None,
-    base_confirmed: Annotated[
-        bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
-    ] = False,
-    to: Annotated[Path | None, typer.Option(help="Write a file for `motet admit` instead of sending.")] = None,
+    contribution: ContributionDigest = None,
+    adapter: _Adapter = None,
+    base_confirmed: BaseConfirmed = False,
+    to: ToFile = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would leave, and stop.")] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Show what leaves, ask, and send the contribution; a broken transfer resumes."""
     from motet.client import contribute as contributing
-    from motet.client.outbox import find_packed
     from motet.client.owner import OwnerHome
-    from motet.client.told_evidence import told_evidence
 
     home = OwnerHome.load(directory)
-    if adapter is None:
-        packed = find_packed(home, contribution)
-    elif contribution is not None:
-        raise typer.BadParameter("name a contribution that is packed, or an adapter to pack, not both")
-    else:
-        from motet.client.adoption import adopt
-
-        packed = adopt(home, adapter, base_confirmed=base_confirmed, report=lambda share, line: note(line))
+    packed = _meant(home, contribution, adapter, base_confirmed=base_confirmed)
     leaving = contributing.describe(packed, home)
     if dry_run:
-        manifest = packed.contribution.as_json()
-        told = told_evidence(packed, home)
-        evidence = None if told is None else told.as_json()
-        value = {"contribution": packed.digest, "sent": False, "manifest": manifest, "evidence": evidence}
-        value["warnings"] = contributing.warnings(packed)
+        value = {"contribution": packed.digest, "sent": False} | contributing.described(packed, home)
         show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
         return
     for line in leaving:
@@ -175,15 +157,29 @@ def contribute(
     if not yes:
         typer.confirm("Let this leave?", abort=True, err=True)
     if to is not None:
-        written = contributing.export(packed, to)
-        show(
-            {"contribution": packed.digest, "file": str(written)},
-            as_json=as_json,
-            lines=_written(written),
-        )
+        _show_written(packed.digest, contributing.export(packed, to), as_json=as_json)
         return
     sent = contributing.contribute(home, packed, progress=progress_line("sending"))
     _show_sent(packed.digest, sent, as_json=as_json)
+
+
+def _meant(home: "OwnerHome", contribution: str | None, adapter: Path | None, *, base_confirmed: bool) -> "Packed":
+    """The contribution that is to leave: one of the outbox, or an adapter's, packed now."""
+    from motet.client.outbox import find_packed
+
+    if adapter is None:
+        return find_packed(home, contribution)
+    if contribution is not None:
+        raise typer.BadParameter("name a contribution that is packed, or an adapter to pack, not both")
+    from motet.client.adoption import adopt
+
+    return adopt(home, adapter, base_confirmed=base_confirmed, report=lambda share, line: note(line))
+
+
+def _show_written(contribution: str, file: Path, *, as_json: bool) -> None:
+    """What was written for the owner to hand over."""
+    told = f"Give it to the coordinator, who runs: motet admit {file.name} --dir FEDERATION"
+    show({"contribution": contribution, "file": str(file)}, as_json=as_json, lines=[f"wrote {file}", told])
 
 
 def _show_sent(contribution: str, sent: "Sent | None", *, as_json: bool) -> None:
@@ -207,9 +203,9 @@ def _show_sent(contribution: str, sent: "Sent | None", *, as_json: bool) -> None
 
 def withdraw(
     directory: Home,
-    contribution: Annotated[str | None, typer.Argument(help="Its digest; the newest if not given.")] = None,
+    contribution: ContributionDigest = None,
     reason: Annotated[str | None, typer.Option(help="Kept in the ledger, for everybody to read.")] = None,
-    to: Annotated[Path | None, typer.Option(help="Write a file for `motet admit` instead of sending.")] = None,
+    to: ToFile = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -225,11 +221,7 @@ def withdraw(
         typer.confirm(f"Withdraw {digest} for ever?", abort=True, err=True)
     if to is not None:
         write_atomically(to, contributing.sign_withdrawal(home, digest, reason=reason).canonical())
-        show(
-            {"contribution": digest, "file": str(to)},
-            as_json=as_json,
-            lines=_written(to),
-        )
+        _show_written(digest, to, as_json=as_json)
         return
     receipt = contributing.withdraw(home, digest, reason=reason)
     show(receipt.model_dump(mode="json"), as_json=as_json, lines=[f"withdrawn, ledger entry {receipt.sequence}"])

@@ -88,6 +88,16 @@ def warnings(packed: Packed) -> list[str]:
     return [f"on your own text this expert is worse than the anchor, by {lost:.3f} bits per byte: {advice}"]
 
 
+def described(packed: Packed, home: OwnerHome) -> dict[str, Any]:
+    """What `describe` says as a JSON object: the manifest, what its evidence tells, and warnings."""
+    told = told_evidence(packed, home)
+    return {
+        "manifest": packed.contribution.as_json(),
+        "evidence": None if told is None else told.as_json(),
+        "warnings": warnings(packed),
+    }
+
+
 def _changes(manifest: Contribution) -> str:
     if manifest.kind == "lowrank":
         return f"two factors of rank {manifest.rank} for each of the anchor's feed-forward matrices"

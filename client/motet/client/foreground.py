@@ -4,7 +4,6 @@ packed = train_now(home, announce=print)  # resumes where it was interrupted
 """
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from motet.client.outbox import Packed
 from motet.client.owner import OwnerHome
 from motet.client.spool import Spool
 from motet.client.worker import make_contribution, stopped_by_signals
-
-_TELL_SECONDS = 2.0
+from motet.protocols.output import share_line
 
 
 def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:
@@ -26,20 +24,8 @@ def train_now(directory: Path, *, announce: Callable[[str], None]) -> Packed:
         AnchorError, StatisticsError, DataError, TransferError, StorageError: what stands in the way.
     """
     home, stopping = OwnerHome.load(directory.absolute()), threading.Event()
-    spool, told = Spool(home.path), float("-inf")
-
-    def report(share: float, line: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _TELL_SECONDS:
-            told = time.monotonic()
-            announce(f"{100 * share:3.0f} %  {line}")
-
-    try:
-        with stopped_by_signals(stopping):
-            spool.hold()
-            packed = make_contribution(home, report=report, should_stop=stopping.is_set)
-    finally:
-        spool.close()
+    with stopped_by_signals(stopping), Spool(home.path).holding():
+        packed = make_contribution(home, report=share_line(announce), should_stop=stopping.is_set)
     if packed is None:
         raise KeyboardInterrupt
     return packed

@@ -237,6 +237,15 @@ class Spool:
         self._held = descriptor
 
     @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Have the worker's lock for the length of a block; raises WorkerBusy."""
+        try:
+            self.hold()
+            yield
+        finally:
+            self.close()
+
+    @contextmanager
     def _editing(self) -> Iterator[None]:
         """Read and write a job as one step among processes."""
         descriptor = self._open(self._edit_path)

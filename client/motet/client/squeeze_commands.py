@@ -1,21 +1,18 @@
 """The sub-command `motet squeeze`."""
 
-import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from motet.protocols.output import Json, note, show
+from motet.client.options import Member
+from motet.protocols.output import Json, share_line, show
 
 if TYPE_CHECKING:
-    from motet.client.squeeze import Report
+    from motet.client.squeeze import Goal, Report
     from motet.client.squeezing import Outcome
     from motet.protocols.codec import Method
-
-
-_TELL_SECONDS = 2.0
 
 
 class FactorMethod(StrEnum):
@@ -26,39 +23,56 @@ class FactorMethod(StrEnum):
     LOSSLESS = "lossless"
 
 
+_Source = Annotated[
+    Path | None, typer.Argument(help="An expert's file (update, container, store file) or a composite's folder.")
+]
+_OwnHome = Annotated[
+    Path | None, typer.Option("--dir", help="An owner's home instead: its expert, as its next contribution.")
+]
+_AnchorFolder = Annotated[Path | None, typer.Option(help="The anchor's folder; a file or a composite needs it.")]
+_Energy = Annotated[
+    float | None,
+    typer.Option(help="The smallest rank that keeps this share of the squared norm of all changes, such as 0.9."),
+]
+_Loss = Annotated[
+    float | None,
+    typer.Option(
+        help="The smallest rank that loses at most this share of the expert's gain: (bits per byte at the rank - "
+        "those of the expert) / (those of the anchor - those of the expert), such as 0.01, on held-out text."
+    ),
+]
+_Method = Annotated[
+    FactorMethod | None, typer.Option(help="How factors are encoded; as owner.toml says, or int8 for files.")
+]
+_MaxRank = Annotated[
+    int, typer.Option(min=1, help="For a file or a composite: the largest rank; a home has its charter's.")
+]
+_Text = Annotated[
+    list[str] | None, typer.Option(help="For a file or a composite: text to measure on; may be repeated.")
+]
+_To = Annotated[Path | None, typer.Option(help="Write an update file, a new one, instead of a contribution.")]
+
+
+class _Asked(TypedDict):
+    """What is asked for wherever the expert lies."""
+
+    goal: "Goal"
+    to: Path | None
+    report: "Report"
+
+
 def squeeze(
-    source: Annotated[
-        Path | None, typer.Argument(help="An expert's file (update, container, store file) or a composite's folder.")
-    ] = None,
-    directory: Annotated[
-        Path | None, typer.Option("--dir", help="An owner's home instead: its expert, as its next contribution.")
-    ] = None,
-    anchor: Annotated[Path | None, typer.Option(help="The anchor's folder; a file or a composite needs it.")] = None,
-    expert: Annotated[
-        str | None, typer.Option(help="A composite's member by name; of a home, a contribution's digest.")
-    ] = None,
+    source: _Source = None,
+    directory: _OwnHome = None,
+    anchor: _AnchorFolder = None,
+    expert: Member = None,
     rank: Annotated[int | None, typer.Option(help="The rank.")] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="The smallest rank that keeps this share of the squared norm of all changes, such as 0.9."),
-    ] = None,
-    loss: Annotated[
-        float | None,
-        typer.Option(
-            help="The smallest rank that loses at most this share of the expert's gain: (bits per byte at the rank - "
-            "those of the expert) / (those of the anchor - those of the expert), such as 0.01, on held-out text."
-        ),
-    ] = None,
-    method: Annotated[
-        FactorMethod | None, typer.Option(help="How factors are encoded; as owner.toml says, or int8 for files.")
-    ] = None,
-    max_rank: Annotated[
-        int, typer.Option(min=1, help="For a file or a composite: the largest rank; a home has its charter's.")
-    ] = 64,
-    text: Annotated[
-        list[str] | None, typer.Option(help="For a file or a composite: text to measure on; may be repeated.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="Write an update file, a new one, instead of a contribution.")] = None,
+    energy: _Energy = None,
+    loss: _Loss = None,
+    method: _Method = None,
+    max_rank: _MaxRank = 64,
+    text: _Text = None,
+    to: _To = None,
     as_json: Json = False,
 ) -> None:
     """Make an expert low-rank, and show what every rank keeps of it. Nothing leaves.
@@ -73,41 +87,19 @@ def squeeze(
     from motet.client.squeeze import Goal
     from motet.client.squeezing import squeeze_file, squeeze_own
 
-    goal = Goal(rank=rank, energy=energy, loss=loss)
+    asked: _Asked = {"goal": Goal(rank=rank, energy=energy, loss=loss), "to": to, "report": share_line()}
     chosen: Method | None = None if method is None else method.value
     if directory is not None:
         if source is not None or anchor is not None or text:
             raise typer.BadParameter("an owner's home has its own expert, anchor and text; leave out the others")
-        home = OwnerHome.load(directory)
-        done = squeeze_own(home, goal, contribution=expert, method=chosen, to=to, report=_told())
+        done = squeeze_own(OwnerHome.load(directory), contribution=expert, method=chosen, **asked)
     elif source is None or anchor is None:
         raise typer.BadParameter("name an owner's home with --dir, or a file or composite and its --anchor")
     else:
         done = squeeze_file(
-            source,
-            anchor,
-            goal,
-            expert=expert,
-            method=chosen or "int8",
-            max_rank=max_rank,
-            texts=tuple(text or ()),
-            to=to,
-            report=_told(),
+            source, anchor, expert=expert, method=chosen or "int8", max_rank=max_rank, texts=tuple(text or ()), **asked
         )
     _show(done, directory, as_json=as_json)
-
-
-def _told() -> "Report":
-    """Tells people where it is, every few seconds."""
-    last = float("-inf")
-
-    def report(share: float, line: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _TELL_SECONDS:
-            last = time.monotonic()
-            note(f"{100 * share:3.0f} %  {line}")
-
-    return report
 
 
 def _show(done: "Outcome", directory: Path | None, *, as_json: bool) -> None:

@@ -88,16 +88,12 @@ def squeeze_own(
     settings = home.codec_settings("lowrank")
     require_kind(home.charter, "lowrank", goal.rank or 1)
     require_ready(home)
-    spool = Spool(home.path)
-    try:
-        spool.hold()
+    with Spool(home.path).holding():
         report(0.0, "reading the text and the anchor")
         fetch_anchor(home)
         material = prepare(home)
         with _own_source(home, material, contribution) as own:
             return _made(own, material, home, goal, settings, to, report)
-    finally:
-        spool.close()
 
 
 def squeeze_file(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motet.client.options import BaseConfirmed
 from motet.protocols.errors import ConfigurationError
 from motet.protocols.output import Json, note, progress_line, show
 
@@ -40,9 +41,6 @@ _Format = Annotated[
 _MaxBytes = Annotated[
     int | None, typer.Option(min=1, help="Before joining: about how much of the text to use; 256 KiB.")
 ]
-_BaseConfirmed = Annotated[
-    bool, typer.Option("--base-confirmed", help="Vouch that the adapter was trained on the charter's anchor.")
-]
 
 
 def try_command(
@@ -61,7 +59,7 @@ def try_command(
     max_bytes: _MaxBytes = None,
     expert: Annotated[Path | None, typer.Option(help="Your expert's file instead of the newest in the outbox.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Your expert as a PEFT adapter trained elsewhere.")] = None,
-    base_confirmed: _BaseConfirmed = False,
+    base_confirmed: BaseConfirmed = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be fetched and scored, and stop.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 show({"digest": digest}, as_json=as_json, lines=[f"composite {digest}"])
 note("ready on 127.0.0.1:9443")
 upload(..., progress=progress_line("sending"))
+adopt(home, folder, report=share_line())
 bench_group(app).command()(codec)                # `motet bench codec`; several rooms have something to measure
 """
 
@@ -18,6 +19,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of lines.")]
 
 _PLAIN_SECONDS = 5.0
+_SHARE_SECONDS = 2.0
 
 
 def show(value: Any, *, as_json: bool, lines: Iterable[str]) -> None:  # noqa: ANN401 - any JSON value
@@ -64,3 +66,16 @@ def progress_line(what: str, unit: str = "bytes") -> Callable[[int, int], None]:
             note(line)
 
     return progress
+
+
+def share_line(announce: Callable[[str], None] = note) -> Callable[[float, str], None]:
+    """A callback (share done, 0 to 1; what is being done), which is told every few seconds."""
+    told = float("-inf")
+
+    def report(share: float, line: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SHARE_SECONDS:
+            told = time.monotonic()
+            announce(f"{100 * share:3.0f} %  {line}")
+
+    return report
