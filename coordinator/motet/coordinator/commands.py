@@ -2,14 +2,36 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
 
 from motet.protocols.output import Json, note, progress_line, show
 
+if TYPE_CHECKING:
+    from motet.protocols.charter import Charter
+    from motet.protocols.documents import Strict
+
 Home = Annotated[Path, typer.Option("--dir", help="The coordinator's home.")]
+_Anchor = Annotated[
+    Path,
+    typer.Option(help="The anchor: an olmo2, llama, mistral or qwen3 checkpoint, statistics.safetensors beside it."),
+]
+_TryBeforeJoining = Annotated[
+    bool, typer.Option("--try-before-joining", help="Let whoever has the charter fetch composites to try them.")
+]
+_DropBias = Annotated[
+    bool,
+    typer.Option(
+        help="Drop the router's bias from the stock export, and a filter where it cannot be kept; says the cost."
+    ),
+]
+_Tune = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="STEPS", help="Then tune the router on the members' proxies; says what changed."),
+]
+_Rules = TypeVar("_Rules", bound="Strict")
 
 
 class Part(StrEnum):
@@ -37,12 +59,7 @@ def register(app: typer.Typer) -> None:
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new home; must not exist or be empty.")],
     name: Annotated[str, typer.Option(help="What the federation is called.")],
-    anchor: Annotated[
-        Path,
-        typer.Option(
-            help="The anchor: an olmo2, llama, mistral or qwen3 checkpoint, statistics.safetensors beside it."
-        ),
-    ],
+    anchor: _Anchor,
     public_text: Annotated[Path, typer.Option(help="Public text, JSON lines with a text each.")],
     data_plane: Annotated[str, typer.Option(help="host:port where owners reach the data plane.")],
     flower: Annotated[str, typer.Option(help="host:port where owners reach the SuperLink, or the proxy before it.")],
@@ -50,26 +67,16 @@ def init(
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; all of them if not given.")] = None,
     routing: Annotated[Routing, typer.Option(help="Route natively, or as stock checkpoints can.")] = Routing.FILTER,
     proxies: Annotated[int, typer.Option(min=0, help="Public documents each owner may name for router tuning.")] = 0,
-    try_before_joining: Annotated[
-        bool, typer.Option("--try-before-joining", help="Let whoever has the charter fetch composites to try them.")
-    ] = False,
+    try_before_joining: _TryBeforeJoining = False,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's home: keys, private CA, signed charter, ledger."""
-    from motet.coordinator.anchor_rules import export_notes, family_at
     from motet.coordinator.founding import init as make_home
     from motet.protocols.charter import Addresses, ExpertRules, RoutingRules
-    from motet.protocols.documents import first_problem
-    from motet.protocols.errors import ConfigurationError
 
-    try:
-        addresses = Addresses(data_plane=data_plane, flower=flower)
-    except ValidationError as error:
-        raise ConfigurationError(f"{first_problem(error)}; wanted host:port, such as motet.example.org:9443") from error
-    try:
-        rules = RoutingRules(kind=routing.value, proxies=proxies, top_k=top_k)
-    except ValidationError as error:
-        raise ConfigurationError(f"{first_problem(error)}; change --routing or --proxies") from error
+    wanted = "wanted host:port, such as motet.example.org:9443"
+    addresses = _rules(Addresses, wanted, data_plane=data_plane, flower=flower)
+    rules = _rules(RoutingRules, "change --routing or --proxies", kind=routing.value, proxies=proxies, top_k=top_k)
     charter = make_home(
         directory,
         name=name,
@@ -80,15 +87,32 @@ def init(
         routing=rules,
         hosts=tuple(host or ()),
     )
+    _show_founded(charter, directory, as_json=as_json)
+
+
+def _rules(part: type[_Rules], advice: str, /, **told: object) -> _Rules:
+    """The part of a charter that options tell; raises ConfigurationError, with `advice`, for what is none."""
+    from motet.protocols.documents import first_problem
+    from motet.protocols.errors import ConfigurationError
+
+    try:
+        return part.model_validate(told)
+    except ValidationError as error:
+        raise ConfigurationError(f"{first_problem(error)}; {advice}") from error
+
+
+def _show_founded(charter: "Charter", directory: Path, *, as_json: bool) -> None:
+    """What owners need, and what composites of this anchor can be exported as."""
+    from motet.coordinator.anchor_rules import export_notes, family_at
+
     signed = directory / "charter.signed.json"
-    notes = export_notes(family_at(directory / "anchor"), charter.routing)
     show(
         {"charter": charter.digest, "coordinator": charter.coordinator, "file": str(signed)},
         as_json=as_json,
         lines=[
             f"charter      {charter.digest}",
             f"coordinator  {charter.coordinator}",
-            *notes,
+            *export_notes(family_at(directory / "anchor"), charter.routing),
             f"Give owners {signed} and the key above; then: motet coordinate --dir {directory}",
         ],
     )
@@ -167,16 +191,8 @@ def assemble(
     directory: Home,
     without: Annotated[list[str] | None, typer.Option(help="Leave this expert out; may be repeated.")] = None,
     stock: Annotated[bool, typer.Option(help="Also export a checkpoint for plain transformers.")] = True,
-    drop_bias: Annotated[
-        bool,
-        typer.Option(
-            help="Drop the router's bias from the stock export, and a filter where it cannot be kept; says the cost."
-        ),
-    ] = False,
-    tune: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="STEPS", help="Then tune the router on the members' proxies; says what changed."),
-    ] = None,
+    drop_bias: _DropBias = False,
+    tune: _Tune = None,
     dry_run: Annotated[
         bool, typer.Option(help="Say what would be assembled, and what both forms take on the disk.")
     ] = False,

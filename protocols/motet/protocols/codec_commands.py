@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 Method = Literal["ternary", "levels", "int8", "int4", "lossless", "raw"]
 """As `codec.settings` has it; said again so that `motet --help` need not wait for numpy."""
 
+TensorFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A safetensors file of differences to the anchor, or of a low-rank expert's factors, in BF16, or F32 "
+        "to be rounded to it, and routing rows in F32, as `motet unpack` writes it."
+    ),
+]
 UpdateFile = Annotated[
     Path,
     typer.Argument(
@@ -99,13 +106,7 @@ def verify(
 
 
 def pack(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="A safetensors file of differences to the anchor, or of a low-rank expert's factors, in BF16, or F32 "
-            "to be rounded to it, and routing rows in F32, as `motet unpack` writes it."
-        ),
-    ],
+    source: TensorFile,
     anchor: Annotated[Path, typer.Option(help="The anchor's directory.")],
     out: Annotated[Path, typer.Option(help="The update file to write, usually .motetup.")],
     weights: Annotated[
