@@ -84,8 +84,8 @@ def test_a_request_that_cannot_be_used(server: Running, changes: dict, status: i
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"\x00" * 50, b"[" * 100_000, b'{"model": 1e999}'),
-        b'{"model": "demo", "prompt": [' + b"[]," * 300_000 + b"[]]}",
+        *(b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"\x00" * 50, b"[" * 50_000, b'{"model": 1e999}'),
+        b'{"model": "demo", "prompt": [' + b"[]," * 60_000 + b"[]]}",
         b'{"model": "demo", "prompt": ' + b"9" * 10_000 + b"}",
     ],
     ids=range(11),

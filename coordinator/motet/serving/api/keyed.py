@@ -1,7 +1,7 @@
 """The key before the body: nothing of a request is read or parsed before it is known whom it is from.
 
 Guarantees: of an endpoint on such a router, whoever may not come in learns nothing but that, however the request looks,
-unless its body says that it is larger than any may be (`limits`).
+unless its body says that it is larger than any may be (`limits`). Bodies are measured while they are read (`bodies`).
 
     router = keyed_router(service)
     @router.get("/v1/models")
@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
+from motet.serving.api.bodies import MeasuredRequest
 from motet.serving.api.service import Service
 from motet.serving.hooks import Access
 
@@ -31,7 +32,7 @@ class KeyedRoute(APIRoute):
 
         async def keyed(request: Request) -> Response:
             request.state.access = await request.app.state.service.access(request)
-            return await handle(request)
+            return await handle(MeasuredRequest(request.scope, request.receive))
 
         return keyed
 

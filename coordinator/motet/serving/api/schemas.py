@@ -30,6 +30,12 @@ from motet.serving.api.neutral import (
 
 MAX_SAMPLES = 128
 MAX_PROMPTS = 64
+MAX_IDS = 1 << 18
+"""Token ids of one prompt; a model's context is what counts, and is looked at later."""
+MAX_NAMES = 1024
+"""Experts that are named in one list."""
+MAX_NAME = 1 << 16
+"""Characters of a model's name, with the experts that it switches."""
 
 
 def _encodable(text: str) -> str:
@@ -44,7 +50,8 @@ Text = Annotated[str, AfterValidator(_encodable)]
 Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenId = Annotated[StrictInt, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
+Names = Annotated[list[str], Field(fail_fast=True, max_length=MAX_NAMES)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 
 
@@ -55,8 +62,8 @@ class _Strict(BaseModel):
 class Experts(_Strict):
     """Which experts take part, by name; the anchor always does. One of the two must be given."""
 
-    include: list[str] | None = Field(None, description="These alone, beside the anchor. None: all.")
-    exclude: list[str] | None = Field(None, description="All but these. None: nobody is left out.")
+    include: Names | None = Field(None, description="These alone, beside the anchor. None: all.")
+    exclude: Names | None = Field(None, description="All but these. None: nobody is left out.")
 
     @model_validator(mode="after")
     def _some(self) -> "Experts":
@@ -72,12 +79,12 @@ class StreamOptions(_Strict, NeutralStreamOptions):
 
 
 class _Common(_Strict, NeutralFields):
-    model: Text = Field(description="The model's name, or NAME:-law,-news, or NAME:+math.")
+    model: Text = Field(max_length=MAX_NAME, description="The model's name, or NAME:-law,-news, or NAME:+math.")
     max_tokens: StrictInt | None = Field(None, ge=1, description="Generated tokens at most.")
     temperature: Temperature | None = Field(None, description="0 takes the likeliest token. None: 1.")
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="None: 1.")
     n: StrictInt | None = Field(None, ge=1, le=MAX_SAMPLES, description="Answers to each prompt. None: 1.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)] | None = Field(
         None, description="Texts that end the answer."
     )
     seed: StrictInt | None = Field(None, ge=-(2**63), lt=2**63, description="Makes an answer repeatable. None: drawn.")

@@ -99,8 +99,6 @@ class Service:
         context, size = self.composite.context, self.composite.vocabulary_size
         if not prompt:
             raise Refusal("saw a prompt without tokens, wanted at least one", param="prompt")
-        if (largest := max(prompt)) >= size:
-            raise Refusal(f"saw the token id {largest}, wanted ids below {size}", param="prompt")
         room = context - len(prompt)
         if room < (limit or 1):
             raise Refusal(
@@ -109,4 +107,6 @@ class Service:
                 code="context_length_exceeded",
                 param="prompt",
             )
+        if (largest := max(prompt)) >= size:
+            raise Refusal(f"saw the token id {largest}, wanted ids below {size}", param="prompt")
         return room
