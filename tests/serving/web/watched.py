@@ -1,5 +1,6 @@
 """What the pages show in tests: a composite that speaks words of the test's choice, and a coordinator's home."""
 
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from motet.coordinator.store import ExpertStore
 from motet.protocols.codec import CodecSettings, encode
 from motet.protocols.contribution import Contribution, EvaluationReport, Score, Terms
 from motet.protocols.expert_files import StoredTensors, materialise_file, update_specs
+from motet.protocols.expert_sizes import ExpertSize, composite_sizes
 from motet.protocols.report import row_names
 from motet.protocols.signing import seal
 from motet.protocols.training_steps import TrainingStep
@@ -29,9 +31,9 @@ from motet.serving.hooks import Hooks, Record
 from motet.serving.run import listening, web_server
 from motet.serving.web import mount
 
-from ..coordinator.conftest import Owner, random_values
-from ..moe.mixed_kinds import mixed
-from .conftest import ANCHOR_DIGEST, COMPOSITE_DIGEST, NAME
+from ...coordinator.conftest import Owner, random_values
+from ...moe.mixed_kinds import mixed
+from ..conftest import ANCHOR_DIGEST, COMPOSITE_DIGEST, NAME
 
 MARKUP = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 """What nobody's page may ever run."""
@@ -39,6 +41,12 @@ TERMS = {
     "medicine": Terms(licence="CC0-1.0", attribution="The clinic's notes", purpose="Research", expiry="2099-01-31"),
     "law": Terms(licence="Apache-2.0", attribution=MARKUP, purpose="</dd></article><script>alert(1)</script>"),
 }
+WORDS = re.findall(
+    r"\w+",
+    "the patient court pleads with fever and a fine of two weeks under section nine is given every day by law "
+    "nurse judge dose appeal ward bench symptom statute acute consent for",
+)
+"""What the pages speak in tests."""
 
 
 def speaking(words: Sequence[str], *, template: str | None = None) -> Composite:
@@ -144,6 +152,11 @@ class Watched:
                     rows={row: _score(each) for row, each in bits.items()},
                 )
                 federation.keep_evaluation(seal(report, owner.key))
+
+    def size_of(self, name: str) -> ExpertSize:
+        """What an expert takes in the only composite there is."""
+        (composite,) = (path for path in (self.home.path / "composites").iterdir() if (path / "config.json").exists())
+        return next(each for each in composite_sizes(composite) if each.name == name)
 
     def withdraw(self, name: str, contribution: str) -> None:
         """The owner takes it back."""
