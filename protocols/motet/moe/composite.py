@@ -31,6 +31,7 @@ from motet.moe.average import Average
 from motet.moe.composition import (
     adopt,
     adopt_scales,
+    adopt_unsaved,
     composed_state,
     expert_tensor_name,
     factor_tensor_names,
@@ -278,11 +279,7 @@ def compose(
         model = MotetForCausalLM(config)
     adopt(model, composed_state(anchor_model, experts, config))
     adopt_scales(model, experts)
-    for name, buffer in anchor_model.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
-    model.generation_config = copy.deepcopy(anchor_model.generation_config)
-    model.train(anchor_model.training)
+    adopt_unsaved(model, anchor_model)
     return model
 
 

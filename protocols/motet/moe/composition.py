@@ -1,12 +1,13 @@
 """What a composite's tensors are called, and what they are made of: an anchor's, its experts' and a router's.
 
-Nothing is copied: a full expert's tensors, and the factors of a low-rank one, are taken as they are given, only moved
+No weight is copied: a full expert's tensors, and the factors of a low-rank one, are taken as they are given, only moved
 to the anchor's device; factors as files hold them, in bfloat16, are brought to the dtype of an anchor that has another.
 
     expert_tensor_name("model.layers.0.mlp.gate_proj.weight", 3)  # "model.layers.0.mlp.experts.3.gate_proj.weight"
     state = composed_state(anchor_model, experts, config)         # by name, what `compose` puts into its model
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -106,6 +107,15 @@ def adopt_scales(model: nn.Module, experts: Sequence[AnyExpert]) -> None:
             for name, each in expert.factors.items():
                 module = expert_tensor_name(name, number).removesuffix(".weight")
                 model.get_submodule(module).scale = each.scale  # type: ignore[assignment]
+
+
+def adopt_unsaved(model: PreTrainedModel, anchor_model: PreTrainedModel) -> None:
+    """Gives a model what no tensor file holds: copies of the anchor's buffers and generation settings, and its mode."""
+    for name, buffer in anchor_model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=False)
+    model.generation_config = copy.deepcopy(anchor_model.generation_config)
+    model.train(anchor_model.training)
 
 
 def _expert_tensors(expert: AnyExpert, number: int, name: str, own: Tensor) -> dict[str, Tensor]:

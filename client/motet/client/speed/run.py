@@ -100,16 +100,8 @@ def run_train(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with TemporaryDirectory(prefix="motet-bench-") as folder:
         contenders = _contenders(Path(folder), shape, batch_size, rank, threads)
-        found: dict[str, list[float]] = {name: [] for name in contenders}
-        for number in range(rounds + 1):
-            tell("warming up" if number == 0 else f"round {number} of {rounds}")
-            order = list(contenders.items())
-            for name, contender in (
-                order if number % 2 else reversed(order)
-            ):  # a machine that slows down is no one's gain
-                seconds = contender(steps) / steps
-                if number:
-                    found[name].append(batch_size * shape.sequence / seconds)
+        tokens = batch_size * shape.sequence
+        found = _speeds(contenders, rounds=rounds, steps=steps, tokens=tokens, tell=tell)
     return Speeds(
         shape=shape,
         batch_size=batch_size,
@@ -131,6 +123,22 @@ def _contenders(folder: Path, shape: Shape, batch_size: int, rank: int, threads:
         "peft": plain_lora(material, rows, lowrank, folder / "peft"),
         "lowrank": our_step(material, rows, lowrank),
     }
+
+
+def _speeds(
+    contenders: Mapping[str, Contender], *, rounds: int, steps: int, tokens: int, tell: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Tokens a second of each contender, round by round; the first round is not counted. `tokens` are a step's."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders.items())
+    for number in range(rounds + 1):
+        tell("warming up" if number == 0 else f"round {number} of {rounds}")
+        order.reverse()  # a machine that slows down is no one's gain
+        for name, contender in order:
+            seconds = contender(steps) / steps
+            if number:
+                found[name].append(tokens / seconds)
+    return found
 
 
 def _ratio(found: Mapping[str, list[float]], ours: str, theirs: str) -> float:

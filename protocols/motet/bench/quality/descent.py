@@ -8,7 +8,7 @@ training (`motet.client.training`), so that no baseline is worse for being train
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,15 +94,21 @@ def descend(
     for step in part or range(schedule.steps):
         optimizer.param_groups[0]["lr"] = schedule.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        value = loss_of(batch(step))
-        value.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(trained, GRADIENT_CLIP)
-        if not (value.isfinite() and norm.isfinite()):
-            raise TrainingError(
-                f"after {step} of {schedule.steps} steps: saw a loss of {float(value.detach()):.4g} with a gradient of "
-                f"norm {float(norm):.4g}, wanted finite numbers; lower the learning rate in the configuration"
-            )
+        nats = _backward(loss_of(batch(step)), trained, when=f"after {step} of {schedule.steps} steps")
         optimizer.step()
         if step % _TOLD_EVERY == 0:
-            tell(f"step {step} of {schedule.steps}, {float(value.detach()):.3f} nats a token")
+            tell(f"step {step} of {schedule.steps}, {nats:.3f} nats a token")
     model.eval()
+
+
+def _backward(loss: Tensor, trained: Sequence[nn.Parameter], *, when: str) -> float:
+    """Leave the loss's gradients, clipped, at what is trained; returns the loss. TrainingError unless all is finite."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(trained, GRADIENT_CLIP)
+    value = float(loss.detach())
+    if not (loss.isfinite() and norm.isfinite()):
+        raise TrainingError(
+            f"{when}: saw a loss of {value:.4g} with a gradient of norm {float(norm):.4g}, wanted finite numbers; "
+            "lower the learning rate in the configuration"
+        )
+    return value
