@@ -6,16 +6,18 @@ one that is complete. Only that one is kept.
     keep = Checkpoints(folder, fingerprint)
     step = keep.restore(parameters, optimizer)      # 0 when there is none for this fingerprint
     keep.save(step, parameters, optimizer)
+    keep.weights(config.steps)                      # once it is done, without a model; None before
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from motet.client.sharding import STATES, full_state, local, own_parameters
 from motet.protocols.canonical import Digest, hex_of, write_atomically
@@ -68,17 +70,26 @@ class Checkpoints:
         Raises:
             TrainingError: the checkpoint is damaged.
         """
-        path = self.folder / RECORD_FILE
-        try:
+        with self._resumable():
             record = self._record()
             if record is not None:
                 with TensorReader(self.folder / record.file) as reader:
                     _load_state(reader, parameters, optimizer)
-        except (OSError, DocumentError, TensorFileError, KeyError) as error:
-            raise TrainingError(
-                f"cannot resume from {path}: {error}; remove {self.folder} to train from the start"
-            ) from error
         return 0 if record is None else record.step
+
+    def weights(self, step: int) -> dict[str, Tensor] | None:
+        """The parameters after `step` steps, float32 on the CPU; None when the newest state is not of that step.
+
+        Raises:
+            TrainingError: the checkpoint is damaged.
+        """
+        with self._resumable():
+            record = self._record()
+            if record is None or record.step != step:
+                return None
+            with TensorReader(self.folder / record.file) as reader:
+                stored = [spec.name for spec in reader.specs if spec.name.startswith("weight.")]
+                return {name.removeprefix("weight."): reader.tensor(name) for name in stored}
 
     def steps(self) -> int:
         """The number of steps done, 0 when there is no checkpoint that can be read; `restore` says why."""
@@ -87,6 +98,15 @@ class Checkpoints:
         except (OSError, DocumentError):
             return 0
         return 0 if record is None else record.step
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, DocumentError, TensorFileError, KeyError) as error:
+            raise TrainingError(
+                f"cannot resume from {self.folder / RECORD_FILE}: {error}; remove {self.folder} to train from the start"
+            ) from error
 
     def _record(self) -> _Record | None:
         path = self.folder / RECORD_FILE

@@ -138,22 +138,30 @@ def _train(
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> TrainedExpert | None:
-    run = _Run.start(material, config, folder)
-    while run.step < config.steps:
-        if should_stop():
-            run.save()
-            _log.info("stopped after step %d of %d; a checkpoint is kept", run.step, config.steps)
-            return None
-        on_progress(run.advance())
-    trained = {name: parameter.detach().cpu() for name, parameter in run.parameters.items()}
+    kept = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
+    trained = kept.weights(config.steps)
+    if trained is None:
+        run = _Run.start(material, config, kept)
+        while run.step < config.steps:
+            if should_stop():
+                run.save()
+                _log.info("stopped after step %d of %d; a checkpoint is kept", run.step, config.steps)
+                return None
+            on_progress(run.advance())
+        trained = {name: parameter.detach().cpu() for name, parameter in run.parameters.items()}
+    return _made(trained, material, config, kept.fingerprint)
+
+
+def _made(trained: Mapping[str, Tensor], material: Material, config: TrainingConfig, fingerprint: str) -> TrainedExpert:
+    """The expert whose parameters after the last step these are."""
     lowrank, anchor = config.kind == "lowrank", material.anchor
     factors = factors_of(trained, anchor.manifest, scale=config.scale) if lowrank else None
     full: Mapping[str, Tensor] = {name: tensor for name, tensor in trained.items() if ROUTER not in name}
     return TrainedExpert(
         ffn=full if factors is None else Expansion(anchor, factors),
         rows=_rows_of(trained, material),
-        record=_record(material, config, run.batches),
-        fingerprint=run.checkpoints.fingerprint,
+        record=_record(material, config),
+        fingerprint=fingerprint,
         factors=factors,
     )
 
@@ -233,10 +241,9 @@ class _Run:
     tokens: int = 0
 
     @classmethod
-    def start(cls, material: Material, config: TrainingConfig, folder: Path) -> "_Run":
+    def start(cls, material: Material, config: TrainingConfig, checkpoints: Checkpoints) -> "_Run":
         model, parameters = model_of(material, config)
         work = Step.of(model, parameters, config)
-        checkpoints = Checkpoints(folder=folder, fingerprint=fingerprint(material, config))
         step = checkpoints.restore(parameters, work.optimizer)
         _log.info("training from step %d of %d on %s", step, config.steps, work.accelerator.device)
         return cls(
@@ -328,10 +335,10 @@ def _batches(material: Material, config: TrainingConfig) -> Batches:
     )
 
 
-def _record(material: Material, config: TrainingConfig, batches: Batches) -> TrainingRecord:
+def _record(material: Material, config: TrainingConfig) -> TrainingRecord:
     return TrainingRecord(
         steps=config.steps,
-        tokens=config.steps * batches.tokens_per_step,
+        tokens=config.steps * config.batch_size * config.gradient_accumulation * config.sequence_length,
         documents=len(material.corpus.train),
         held_out_documents=len(material.corpus.held_out),
         seed=config.seed,
