@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,41 @@ def pids(path: Path, count: int) -> list[int]:
             return [int(pid) for pid in found]
         time.sleep(0.05)
     raise AssertionError(f"saw fewer than {count} starts")
+
+
+def test_a_superlink_is_reachable_once_its_port_answers(tmp_path: Path) -> None:
+    def reachable(superlink: str) -> bool:
+        key, authority = tmp_path / "k", tmp_path / "ca.pem"
+        return SuperNode(home=tmp_path, owner="o", key=key, superlink=superlink, authority=authority).reachable()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert reachable(f"127.0.0.1:{port}")
+    assert not reachable(f"127.0.0.1:{port}")
+    assert not reachable("nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_node_is_started_once_the_superlink_is_there_and_a_signal_ends_the_wait(tmp_path: Path, comes: bool) -> None:
+    starts, asked, there = tmp_path / "pids", tmp_path / "asked", tmp_path / "there"
+    ready = "lambda: open(sys.argv[2], 'a').close() or os.path.exists(sys.argv[3])"
+    waiting = SUPERVISOR.replace("os.environ))", f"os.environ, ready={ready}))")
+    supervisor = subprocess.Popen([sys.executable, "-c", waiting, str(starts), str(asked), str(there)])
+    try:
+        deadline = time.monotonic() + 20
+        while not asked.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not starts.exists()
+        if comes:
+            there.touch()
+            pids(starts, 1)
+        supervisor.terminate()
+        assert supervisor.wait(15) == 0
+        assert starts.exists() is comes
+    finally:
+        supervisor.kill()
+        supervisor.wait()
 
 
 @pytest.mark.slow

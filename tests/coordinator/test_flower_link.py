@@ -1,14 +1,16 @@
 """The thin app, the SuperLink's command line, and the record of a run."""
 
+import fcntl
 import io
 import re
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from motet.coordinator.flower_link import APP_DIRECTORY, SuperLink
-from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState, read_run, wait_for_run
+from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState, read_run, under_way, wait_for_run
 from motet.coordinator.tls import TlsFiles
 from motet.protocols.errors import FederationError
 from motet.protocols.receipts import Receipt
@@ -73,6 +75,29 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     with RunRecord.hold(tmp_path, "3") as record:
         record.publish(state("gather", "3"))
     assert read_run(tmp_path) == state("gather", "3")
+
+
+def test_a_run_is_under_way_while_its_process_holds_the_folder(tmp_path: Path) -> None:
+    assert not under_way(tmp_path, "7")
+    with RunRecord.hold(tmp_path, "7") as record:
+        assert not under_way(tmp_path, "7")
+        record.publish(state("gather"))
+        assert under_way(tmp_path, "7")
+        assert not under_way(tmp_path, "6")
+        record.publish(state("done"))
+        assert not under_way(tmp_path, "7")
+        record.publish(state("evaluate"))
+    assert not under_way(tmp_path, "7")
+
+
+def test_a_run_takes_the_folder_although_somebody_looks(tmp_path: Path) -> None:
+    with RunRecord.hold(tmp_path, "1"):
+        pass
+    with (tmp_path / "run" / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with RunRecord.hold(tmp_path, "2") as record:
+            record.publish(state("gather"))
 
 
 def test_receipts_and_reports_outlive_the_run(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from motet.coordinator.gather import (
     Policy,
     after_answer,
     after_failure,
+    answer_wait,
     judge,
     next_order,
     why_failed,
 )
 from motet.protocols.control import JobState, OwnerStatus, Phase, TrainRequest
-from motet.protocols.jobs import job_id
+from motet.protocols.jobs import MAX_WAIT_SECONDS, job_id
 
 CHARTER = "sha256:" + "1" * 64
 JOB = job_id(TrainRequest(charter=CHARTER))
@@ -163,3 +164,8 @@ def test_without_a_deadline_a_phase_waits_for_whoever_may_still_come() -> None:
 def test_the_verdict_names_everybody() -> None:
     verdict = judge([peer(0, settled=True), peer(1), failed(2)], elapsed=0.0, policy=POLICY)
     assert (verdict.settled, verdict.open, verdict.failed) == ((key(0),), (key(1),), {key(2): "broken"})
+
+
+def test_an_answer_waits_the_longer_the_longer_the_phase_has_gone_on() -> None:
+    waits = [answer_wait(elapsed) for elapsed in (0, 10, 24, 40, 86_400)]
+    assert waits == [5, 5, 12, MAX_WAIT_SECONDS, MAX_WAIT_SECONDS]

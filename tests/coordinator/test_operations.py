@@ -13,7 +13,7 @@ import pytest
 from motet.coordinator import operations
 from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
-from motet.coordinator.operations import PATIENCE, _link, _Teller, _Watch
+from motet.coordinator.operations import LOOKS, PATIENCE, _link, _Teller, _Watch
 from motet.coordinator.run_record import OwnerProgress, RunPhase, RunRecord, RunState
 from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
@@ -63,6 +63,14 @@ def test_late_owners_are_let_in_once_and_one_who_is_not_stops_nobody() -> None:
     link.refuses = ""
     asked()
     assert link.inside == ["medicine", "law"]
+
+
+def test_a_superlink_is_asked_now_and_then_only_while_the_run_lives() -> None:
+    alive, link = [True], Balky(failures=2)
+    asked = _Watch(cast(SuperLink, link), "7", dict, registered=set(), alive=lambda: alive[0])
+    assert [asked() for _ in range(LOOKS)] == ["running"] * (LOOKS - 1) + ["unknown"]
+    alive[0] = False
+    assert [asked(), asked()] == ["unknown", "running"]
 
 
 def test_what_is_new_is_told_once() -> None:

@@ -349,10 +349,10 @@ class DemoRun:
     directory: Path
     process: subprocess.Popen[str]
 
-    def await_processes(self, count: int, seconds: float = 90.0) -> dict[int, str]:
-        """The demo's children, as soon as there are so many."""
+    def await_processes(self, count: int, words: str = "", seconds: float = 90.0) -> dict[int, str]:
+        """The demo's children with these words in their command lines, as soon as there are so many."""
         deadline = time.monotonic() + seconds
-        while len(children := self.children()) < count:
+        while len(children := {pid: line for pid, line in self.children().items() if words in line}) < count:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, children
             time.sleep(0.1)

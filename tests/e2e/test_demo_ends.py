@@ -9,15 +9,16 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-RUNNING = 9
-"""SuperLink, data plane, three SuperNodes' keepers, three workers and the run; more follow from these."""
+RUNNING = 6
+"""SuperLink, data plane, three workers and the run; more follow from these."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_every_process(demo, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "nodes"), [(signal.SIGINT, 3), (signal.SIGTERM, 0)])
+def test_a_signal_ends_every_process(demo, number: signal.Signals, nodes: int) -> None:
     run = demo()
     children = run.await_processes(RUNNING)
     assert len(children) >= RUNNING
+    run.await_processes(nodes, "work supernode")
     run.send(number)
     code, said = run.await_end()
     assert code == 130
@@ -43,7 +44,7 @@ def test_an_impatient_second_signal_leaves_nothing_either(demo) -> None:
 
 def test_children_do_not_outlive_a_demo_that_was_killed(demo) -> None:
     run = demo()
-    run.await_processes(RUNNING)
+    run.await_processes(3, "work supernode")
     run.send(signal.SIGKILL)
     run.await_end()
     run.await_no_children(seconds=20)

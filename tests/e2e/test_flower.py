@@ -53,7 +53,7 @@ from motet.client.owner import OwnerHome
 from motet.client.supernode import SuperNode, supervise
 logging.basicConfig(level=logging.INFO)
 node = SuperNode.of(OwnerHome.load(Path(sys.argv[1])))
-raise SystemExit(supervise(node.command, node.environment()))
+raise SystemExit(supervise(node.command, node.environment(), ready=node.reachable))
 """
 
 

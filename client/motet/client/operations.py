@@ -43,7 +43,7 @@ def run_supernode(directory: Path, *, superlink: str | None = None, announce: An
     home = OwnerHome.load(directory.absolute())
     node = SuperNode.of(home, superlink)
     announce(f"SuperNode of {home.config.name} connecting to {node.superlink}")
-    return supervise(node.command, node.environment())
+    return supervise(node.command, node.environment(), ready=node.reachable)
 
 
 def run_all(directory: Path, *, superlink: str | None = None, announce: Announce) -> None:

@@ -1,8 +1,9 @@
 """The owner's SuperNode: how it is started, and kept running.
 
     node = SuperNode.of(OwnerHome.load(Path("owner")))
-    raise SystemExit(supervise(node.command, node.environment()))
+    raise SystemExit(supervise(node.command, node.environment(), ready=node.reachable))
 
+It is started once the SuperLink's port answers: trying in vain would cost seconds of CPU, and a back-off of its own.
 A SuperNode that was killed cannot come back at once: until its last heartbeat runs out, about a minute, the SuperLink
 refuses the same key and the process exits (Flower's code 305). So it is restarted with a back-off, for ever; SIGTERM
 and SIGINT are passed on and end both.
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,8 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 8.0
 STEADY_SECONDS = 30.0
 """A process that lived so long starts over with the shortest pause."""
+READY_SECONDS = 60.0
+"""It is started after so long whatever the port says: a way through a web proxy cannot be tried from here."""
 GRACE_SECONDS = 8.0
 """How long a process may take to end after it was asked to."""
 
@@ -75,17 +79,27 @@ class SuperNode:
             *("--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())),
         ]
 
+    def reachable(self) -> bool:
+        """Whether the SuperLink's port answers."""
+        host, _, port = self.superlink.rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+        return False
+
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment to start it in."""
         return flower_environment(self.home, base)
 
 
-def supervise(command: Callable[[], Sequence[str]], environment: Mapping[str, str]) -> int:
+def supervise(
+    command: Callable[[], Sequence[str]], environment: Mapping[str, str], *, ready: Callable[[], bool] = lambda: True
+) -> int:
     """Run a command, start it again whenever it ends, and end it on SIGTERM or SIGINT; call from the main thread.
 
     Args:
         command: makes the command line anew for every start.
         environment: for the command.
+        ready: whether to start it now; it is waited for up to `READY_SECONDS` before every start.
 
     Returns:
         0, once a signal has ended it.
@@ -99,6 +113,7 @@ def supervise(command: Callable[[], Sequence[str]], environment: Mapping[str, st
     pause = FIRST_PAUSE_SECONDS
     try:
         while not wishes:
+            _await(ready, wishes)
             started = time.monotonic()
             code = _run_once(command(), environment, wishes)
             if wishes:
@@ -133,6 +148,12 @@ def _run_once(command: Sequence[str], environment: Mapping[str, str], wishes: li
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, number)
+
+
+def _await(ready: Callable[[], bool], wishes: list[int]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not wishes and time.monotonic() < deadline and not ready():
+        _sleep(0.3, wishes)
 
 
 def _sleep(seconds: float, wishes: list[int]) -> None:

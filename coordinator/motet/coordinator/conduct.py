@@ -24,6 +24,7 @@ from motet.coordinator.gather import (
     Verdict,
     after_answer,
     after_failure,
+    answer_wait,
     judge,
     next_order,
     standing,
@@ -41,8 +42,6 @@ from motet.protocols.signing import Signed
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
-LONG_ANSWER_SECONDS = 8.0
-"""How long an owner's answer may wait for news."""
 
 
 class Federation(Protocol):
@@ -98,6 +97,8 @@ class Run:
     """Whether every expert set is scored, for Shapley values; the usual rows alone if there are too many experts."""
     composite: str | None = None
     members: frozenset[str] = frozenset()
+    began: float = field(default_factory=time.monotonic)
+    """When the phase began."""
     peers: dict[str, Peer] = field(default_factory=dict)
     nodes: Mapping[str, int] = field(default_factory=dict)
 
@@ -146,7 +147,8 @@ class Run:
             raise failures[0]
 
     def _phase(self, phase: Literal["gather", "evaluate"], request: Request, policy: Policy) -> None:
-        started, verdict = time.monotonic(), None
+        self.began = started = time.monotonic()
+        verdict = None
         self.peers = {}
         while verdict is None or not verdict.over:
             for answer in self.post.heard(TICK_SECONDS):
@@ -279,7 +281,7 @@ class Run:
         return StatusQuery(
             charter=self.federation.charter,
             seen={job.id: job.state for job in peer.status.jobs[-MAX_SEEN:]} if peer.status is not None else {},
-            wait_seconds=0 if receipts or offered else LONG_ANSWER_SECONDS,
+            wait_seconds=0 if receipts or offered else answer_wait(time.monotonic() - self.began),
             inline=offered,
             receipts=receipts,
         )

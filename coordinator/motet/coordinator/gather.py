@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from motet.protocols.control import JobState, OwnerStatus
-from motet.protocols.jobs import InlineUpdate, rides_inline
+from motet.protocols.jobs import MAX_WAIT_SECONDS, InlineUpdate, rides_inline
 
 LONGEST_PAUSE_SECONDS = 60.0
 CALM = 10.0
 """An owner without news for so many seconds is asked again after a tenth of them: jobs may wait for days."""
+SHORTEST_WAIT_SECONDS = 5.0
 PATIENCE = 6
 """Consecutive refusals by an owner's own software before the owner counts as failed."""
 
@@ -133,6 +134,15 @@ def next_order(peer: Peer, *, now: float, policy: Policy) -> Order | None:
         return Order.INLINE
     pause = max(policy.poll_seconds, min(LONGEST_PAUSE_SECONDS, (peer.heard - peer.changed) / CALM))
     return Order.STATUS if now - peer.heard >= pause else None
+
+
+def answer_wait(elapsed: float) -> float:
+    """Seconds that an answer may wait for news, `elapsed` seconds into a phase: half as many, within bounds.
+
+    Every answer costs the owner's machine two seconds of CPU: a job of minutes tells of its first steps soon, and one
+    of hours every twenty seconds.
+    """
+    return min(MAX_WAIT_SECONDS, max(SHORTEST_WAIT_SECONDS, elapsed / 2))
 
 
 def standing(peer: Peer) -> Standing:

@@ -18,7 +18,7 @@ from pathlib import Path
 from motet.coordinator.federation import Federation
 from motet.coordinator.flower_link import SuperLink
 from motet.coordinator.home import CoordinatorHome
-from motet.coordinator.run_record import OwnerProgress, RunState, read_run, wait_for_run
+from motet.coordinator.run_record import OwnerProgress, RunState, read_run, under_way, wait_for_run
 from motet.coordinator.service import serve_data_plane, set_by_signals
 from motet.protocols.errors import ConfigurationError, FederationError
 from motet.protocols.processes import Troupe
@@ -29,9 +29,12 @@ Settings = Mapping[str, str | int | float]
 
 PATIENCE = 6
 """How often in a row the SuperLink may fail to answer before a run counts as lost."""
+LOOKS = 6
+"""Of so many looks at a run whose ServerApp lives, one asks the SuperLink: each question costs a second of CPU."""
 
 _CHECK_SECONDS = 0.5
 _NO_ANSWER = "unknown"
+_RUNNING = "running"
 
 _log = logging.getLogger(__name__)
 
@@ -86,13 +89,16 @@ def run_federation(
         link.wait_until_ready(lambda: None)
         known = federation.flower_keys()
         link.register_all(known)
+        announce(f"nodes let in: {', '.join(sorted(known)) or 'none yet'}")
         run = _going_on(link, directory)
         if run is None:
             run = link.submit(dict(settings or {}))
             announce(f"run {run} started")
         else:
             announce(f"run {run} is going on; following it, with the settings that it was started with")
-        watch = _Watch(link, run, federation.flower_keys, registered=set(known))
+        watch = _Watch(
+            link, run, federation.flower_keys, registered=set(known), alive=lambda: under_way(directory, run)
+        )
         state = wait_for_run(directory, run, status=watch, on_change=_Teller(announce))
     announce(f"run {run} done, composite {state.composite}")
     return state
@@ -199,20 +205,32 @@ def _link(directory: Path, address: str | None) -> SuperLink:
 class _Watch:
     """Asks how a run stands, and first lets in the owners who were enrolled meanwhile.
 
+    While the ServerApp lives, the SuperLink is asked now and then only.
     Neither an owner whose node is not let in nor a SuperLink too busy to answer ends what the others are doing.
     """
 
     def __init__(
-        self, link: SuperLink, run: str, flower_keys: Callable[[], Mapping[str, str]], *, registered: set[str]
+        self,
+        link: SuperLink,
+        run: str,
+        flower_keys: Callable[[], Mapping[str, str]],
+        *,
+        registered: set[str],
+        alive: Callable[[], bool] = lambda: False,
     ) -> None:
         self._link = link
         self._run = run
         self._flower_keys = flower_keys
         self._registered = registered
+        self._alive = alive
         self._failures = 0
+        self._looks = 0
 
     def __call__(self) -> str:
         self._let_in()
+        self._looks += 1
+        if self._looks % LOOKS and self._alive():
+            return _RUNNING
         try:
             status = self._link.status(self._run)
         except FederationError as error:

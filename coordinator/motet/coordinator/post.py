@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 600.0
 """How long a message and its answer may take, an inline update included."""
-PULL_SECONDS = 0.4
+PULL_SECONDS = (0.4, 1.0)
+"""The pause between two looks for an answer, at first and at last: a SuperLink serves every look of every letter."""
 
 
 class Post:
@@ -83,11 +84,12 @@ class Post:
         self._answers.put(answer)
 
     def _pull(self, message_id: str) -> Message | None:
-        deadline = time.monotonic() + EXPIRY_SECONDS + 10
+        deadline, pause = time.monotonic() + EXPIRY_SECONDS + 10, PULL_SECONDS[0]
         while time.monotonic() < deadline:
             for message in self._grid.pull_messages([message_id]):
                 return message
-            time.sleep(PULL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.2 * pause, PULL_SECONDS[1])
         return None
 
 

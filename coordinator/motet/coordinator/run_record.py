@@ -37,6 +37,8 @@ from motet.protocols.training_steps import TrainingStep
 logger = logging.getLogger(__name__)
 
 LOSSES = "losses.jsonl"
+_LOCK_TRIES = 5
+_LOCK_PAUSE_SECONDS = 0.02
 RunPhase = Literal["gather", "assemble", "evaluate", "done", "failed"]
 
 
@@ -92,7 +94,7 @@ class RunRecord:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise FederationError(
@@ -191,6 +193,34 @@ def read_run(home: Path) -> RunState | None:
         return RunState.parse((home / "run" / "state.json").read_bytes())
     except FileNotFoundError:
         return None
+
+
+def under_way(home: Path, run: str) -> bool:
+    """Whether this run's ServerApp lives: it told of the run, and the folder is held, which a process's end undoes."""
+    state = read_run(home)
+    if state is None or state.run != run or state.phase in ("done", "failed"):
+        return False
+    try:
+        with (home / "run" / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock at once, or as soon as one who asks `under_way` has looked; raises BlockingIOError."""
+    for left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        else:
+            return
 
 
 def wait_for_run(

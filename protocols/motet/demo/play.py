@@ -27,6 +27,8 @@ from motet.protocols.processes import Troupe
 from motet.protocols.report import CompositeSummary, Report
 
 _POLL_SECONDS = 0.3
+_LET_IN = "nodes let in"
+"""What `motet coordinate run` says when the owners' nodes may come: one that comes before is turned away, and ends."""
 
 
 class View(Protocol):
@@ -132,12 +134,17 @@ def _found(directory: Path, coordinator: Path, troupe: Troupe, view: View, cast:
 def _start(directory: Path, coordinator: Path, troupe: Troupe, cast: Cast) -> None:
     for part in ("superlink", "data-plane"):
         troupe.start(part, _line(["coordinate", part, "--dir", str(coordinator)]))
-    for owner in cast.owners:
-        home = str(directory / "owners" / owner.name)
-        for part in ("supernode", "worker"):
-            troupe.start(f"{part}-{owner.name}", _line(["work", part, "--dir", home]))
     run = ["coordinate", "run", "--dir", str(coordinator), "--min-owners", str(len(cast.owners))]
     troupe.start("run", _line(run), may_end=True)
+    homes = {owner.name: str(directory / "owners" / owner.name) for owner in cast.owners}
+    for name, home in homes.items():
+        troupe.start(f"worker-{name}", _line(["work", "worker", "--dir", home]))
+    log = directory / "logs" / "run.log"
+    while troupe.running("run") and _LET_IN not in log.read_text():
+        troupe.check()
+        time.sleep(_POLL_SECONDS)
+    for name, home in homes.items():
+        troupe.start(f"supernode-{name}", _line(["work", "supernode", "--dir", home]))
 
 
 def _follow(coordinator: Path, troupe: Troupe, view: View, watch: Stopwatch, run_seconds: float) -> None:
