@@ -20,6 +20,8 @@ from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey, seal
 from motet.protocols.transfer import audience_of, serve, write_bundle
 
+from .lending import keep_rows, keep_training, lend_rows, lend_training
+
 MakeHome = Callable[..., OwnerHome]
 WORDS = [
     "kidney",
@@ -51,9 +53,12 @@ def sentences(count: int, *, seed: int = 0, words: int = 40) -> list[str]:
 
 
 def packed_of(home: OwnerHome) -> Packed:
-    """The contribution that a home's settings make, read anew."""
-    packed = make_contribution(OwnerHome.load(home.path))
+    """The contribution that a home's settings make, read anew; what another home has trained, it does not train."""
+    home = OwnerHome.load(home.path)
+    lend_training(home)
+    packed = make_contribution(home)
     assert packed is not None
+    keep_training(home)
     return packed
 
 
@@ -198,9 +203,11 @@ def federation(anchor_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def make_home(federation: Federation, tmp_path: Path) -> MakeHome:
+def make_home(federation: Federation, tmp_path: Path) -> Iterator[MakeHome]:
     """`make_home(name, training={...}, contribution={...}, codec={...}, texts=[...])` joins with own text."""
     import json
+
+    alike: list[OwnerHome] = []
 
     def make(
         name: str = "medicine", *, texts: list[str] | None = None, training=None, contribution=None, codec=None
@@ -224,9 +231,14 @@ def make_home(federation: Federation, tmp_path: Path) -> MakeHome:
         )
         home = OwnerHome.create(path, config, seal(federation.charter, federation.key))
         home.anchor.symlink_to(federation.anchor)
+        if texts is None:
+            lend_rows(home)
+            alike.append(home)
         return home
 
-    return make
+    yield make
+    for home in alike:
+        keep_rows(home)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from motet.client.owner import OwnerHome, TrainingConfig
 from motet.client.preparation import prepare
 from motet.client.spool import Spool
 from motet.client.training import Progress, TrainedExpert, expert_model, fingerprint, starting_factors, train
-from motet.client.worker import run_worker
+from motet.client.worker import make_contribution, run_worker
 from motet.moe.lowrank import read_lowrank_update
 from motet.moe.routing import RoutingRows
 from motet.protocols.charter import RoutingRules
@@ -142,10 +142,10 @@ def test_large_updates_and_full_experts_go_over_the_data_plane(make_home, kind: 
 
 def test_what_the_charter_does_not_admit_is_refused_before_training(make_home, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="rank 65, wanted at most 64"):
-        packed_of(make_home(training=LOWRANK | {"rank": 65}))
+        make_contribution(make_home(training=LOWRANK | {"rank": 65}))
     home = make_home("law", training=LOWRANK, codec={"method": "ternary"})
     with pytest.raises(ConfigurationError, match=r"'ternary'.*factors"):
-        packed_of(home)
+        make_contribution(home)
     assert not (home.work / "training").exists()
 
 

@@ -18,7 +18,7 @@ from motet.client.plan import plan_training
 from motet.client.preparation import prepare
 from motet.client.proxy_list import name_proxies, wanted_proxies
 from motet.client.spool import Spool
-from motet.client.worker import run_worker
+from motet.client.worker import make_contribution, run_worker
 from motet.protocols.charter import RoutingRules
 from motet.protocols.container import read_container
 from motet.protocols.contribution import Contribution
@@ -136,10 +136,11 @@ def without_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_lacks_the_extra_is_told_before_training(make_home: MakeHome, without_classifier: None) -> None:
     home = make_home(contribution={"proxies": True})
-    for begin in (packed_of, lambda home: plan_training(home.path)):
+    before = sorted(home.work.rglob("*"))
+    for begin in (make_contribution, lambda home: plan_training(home.path)):
         with pytest.raises(ConfigurationError, match=r"motet\[proxies\].*proxies = false"):
             begin(home)
-    assert not home.work.exists()
+    assert sorted(home.work.rglob("*")) == before
 
 
 def test_who_declines_needs_no_extra(make_home: MakeHome, without_classifier: None) -> None:
