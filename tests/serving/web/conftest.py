@@ -27,7 +27,7 @@ def scene(
     make_owner: Callable[[str], Owner],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Watched]:
-    """A federation with a run under way, shared by all tests: what happens in it is theirs who copy its home first."""
+    """A federation with a run under way, shared by all tests: who changes its ledger does so in a copy of its home."""
     with watched(home_template, tmp_path_factory.mktemp("watched") / "home", make_owner) as found:
         found.progress(law=20, medicine=35)
         yield found
