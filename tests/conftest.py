@@ -4,10 +4,13 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 MakeAnchor = Callable[..., Path]
+ALONE = ("tests/e2e/", "tests/deploy/test_compose.py")
+"""Tests of many processes each: one after the other in one worker, lest two of them share the processors."""
 
 # As the command line sets it, before anything imports grpc: tests that talk gRPC also start children.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -17,6 +20,20 @@ def pytest_collection_finish() -> None:
     """What importing every test module has made stays, and no collection after a training looks through it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, with the files that are `ALONE` as one: it is large, so that it is handed out first."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "of many processes" if nodeid.startswith(ALONE) else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
