@@ -56,12 +56,14 @@ def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, st
     let(asked, transport="data-plane", consent="ask")
     stage.serve()
     start("superlink", "coordinate", "superlink", "--dir", stage.coordinator)
-    for home in (inline, asked):
-        start(f"supernode-{home.name}", "work", "supernode", "--dir", home)
     start("worker-mathematics", "work", "worker", "--dir", asked)
     troupe.start("worker-medicine", line_of("work", "worker", "--dir", inline), environment=shut_in(), may_end=True)
     options = ("--poll-seconds", 0.5, "--evaluate-seconds", 1)  # all contribute; who can evaluates
     run = start("run", "coordinate", "run", "--dir", stage.coordinator, *options)
+    log = stage.root.parent / "logs" / "run.log"
+    await_that(lambda: run.poll() is not None or "nodes let in" in log.read_text(), "the owners' nodes are let in")
+    for home in (inline, asked):
+        start(f"supernode-{home.name}", "work", "supernode", "--dir", home)
 
     await_that(lambda: (job := job_of(asked)) is not None and job.state == "waiting", "mathematics waits for consent")
     receipt = stage.outbox("medicine") / "receipt.json"
@@ -77,7 +79,7 @@ def test_an_inline_update_and_one_that_waits_for_its_owner(trained, on_stage, st
     sent = stage.here("contribute", "--dir", asked, "--yes", "--json").json
     assert sent["status"] == "admitted"
     assert job_of(asked).state == "done"
-    assert run.wait(90) == 0, (stage.root.parent / "logs" / "run.log").read_text()
+    assert run.wait(90) == 0, log.read_text()
     assert sorted(s for kind, s in stage.ledger() if kind == "admitted") == sorted(digests.values())
 
     logs = stage.root.parent / "logs"

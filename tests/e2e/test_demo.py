@@ -58,7 +58,7 @@ class Watch(threading.Thread):
                     with suppress(OSError):
                         self.environments[pid] = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             self._look_for_strangers()
-            time.sleep(0.2)
+            time.sleep(0.5)  # what is looked for lives for seconds
 
     def _look_for_strangers(self) -> None:
         """Descendants that do not name the directory."""
