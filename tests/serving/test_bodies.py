@@ -1,14 +1,20 @@
 """Bodies that would hold up everybody else: refused before they are checked, with what was seen and what was wanted."""
 
+import asyncio
 import gc
 import json
 import signal
+from dataclasses import replace
 
+import httpx
 import pytest
+from anyio import CapacityLimiter
 from openai import OpenAI
 
+from motet.serving.api.app import build_app
 from motet.serving.api.bodies import MOST_BRACKETS, MOST_COMMAS, MOST_FIELDS, MOST_OBJECTS, read_json
 from motet.serving.api.schemas import MAX_IDS, MAX_NAME, MAX_NAMES, ChatRequest, CompletionRequest
+from motet.serving.api.service import LONG_TEXT, Service
 from motet.serving.engine.loading import Composite
 from motet.serving.run import ServerSettings, serve
 
@@ -93,6 +99,43 @@ def test_an_encoding_hides_nothing(encoding: str) -> None:
     assert read_json('{"a": "é", "a": [1]}'.encode(encoding)) == {"a": [1]}
     with pytest.raises(Exception, match="wanted 65,536"):
         read_json(("[" * (MOST_BRACKETS + 1)).encode(encoding))
+
+
+async def order_of_answers(service: Service, client: httpx.AsyncClient, long: dict, short: dict) -> list[str]:
+    """How the requests end whose long text waits for another one's turn, of which there is one."""
+    ended = list[str]()
+
+    async def ask(name: str, path: str, body: dict) -> None:
+        found = await client.post(path, json={"model": NAME, "max_tokens": 1} | body)
+        ended.append(f"{name} {found.status_code}")
+
+    async with service.long_texts:
+        waiting = asyncio.create_task(ask("long", CHAT if "messages" in long else TEXT, long))
+        async with asyncio.timeout(10):
+            while not service.long_texts.statistics().tasks_waiting:
+                await asyncio.sleep(0.01)
+        await ask("short", CHAT if "messages" in short else TEXT, short)
+    await waiting
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ({"prompt": "a" * (LONG_TEXT + 1)}, {"prompt": "a" * 10}),
+        ({"prompt": ["a" * LONG_TEXT, "a"]}, {"prompt": [1] * 10}),
+        ({"messages": [MESSAGE | {"content": "a" * LONG_TEXT}, MESSAGE]}, {"messages": [MESSAGE] * 10}),
+    ],
+    ids=["prompt", "prompts", "messages"],
+)
+def test_who_sends_long_texts_waits_for_their_turn_and_others_do_not(server: Running, long: dict, short: dict) -> None:
+    async def asked() -> list[str]:
+        service = replace(server.service, long_texts=CapacityLimiter(1))
+        transport = httpx.ASGITransport(build_app(service, hosts=None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await order_of_answers(service, client, long, short)
+
+    assert asyncio.run(asked()) == ["short 200", "long 400"]
 
 
 def test_nothing_that_was_loaded_is_looked_through_while_answers_are_made(composite: Composite) -> None:

@@ -7,12 +7,12 @@ Others add routers of their own with `app.include_router`; `app.state.service` i
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from jinja2 import TemplateError
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -82,7 +82,7 @@ def _generation(service: Service) -> APIRouter:
         """Continue a prompt."""
         access = granted(request)
         chosen = service.named(body.model, access, experts=body.experts)
-        prompts = await run_in_threadpool(token_ids, service, body.prompt)
+        prompts = await service.tokenised(partial(token_ids, service, body.prompt), characters=_characters(body.prompt))
         limit = body.max_tokens or COMPLETION_TOKENS
         jobs = [service.job(body, ids, chosen, limit=limit, logprobs=body.logprobs) for ids in prompts]
         answer = Answer(service, access, endpoint="/v1/completions", jobs=jobs)
@@ -100,7 +100,8 @@ def _generation(service: Service) -> APIRouter:
         """Answer a conversation."""
         access = granted(request)
         chosen = service.named(body.model, access, experts=body.experts)
-        ids = await run_in_threadpool(conversation_ids, service, body.messages)
+        size = sum(len(each.text) for each in body.messages)
+        ids = await service.tokenised(partial(conversation_ids, service, body.messages), characters=size)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         job = service.job(body, ids, chosen, limit=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         answer = Answer(service, access, endpoint="/v1/chat/completions", jobs=[job])
@@ -147,9 +148,15 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def token_ids(
-    service: Service, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-) -> list[list[int]]:
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+
+def _characters(prompt: Prompt) -> int:
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return sum(len(each) for each in texts if isinstance(each, str))
+
+
+def token_ids(service: Service, prompt: Prompt) -> list[list[int]]:
     """The token ids of every prompt."""
     if isinstance(prompt, str):
         return [_encoded(service, prompt)]

@@ -7,11 +7,12 @@ job = service.job(body, prompt, chosen, limit=16, logprobs=None)
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -27,6 +28,11 @@ from motet.serving.hooks import Access, Hooks
 if TYPE_CHECKING:
     from motet.serving.api.answer import Answer
 
+T = TypeVar("T")
+
+LONG_TEXT = 1 << 16
+"""Characters; a tokenizer takes seconds for the longest text that a body holds."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
@@ -40,10 +46,20 @@ class Service:
     since: int = field(default_factory=lambda: int(time.time()))
     under_way: WeakSet["Answer"] = field(default_factory=WeakSet)
     """Answers that have begun and whose record is not kept yet."""
+    long_texts: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """Whose turn it is to have one tokenised."""
 
     async def access(self, request: Request) -> Access:
         """What this request may do. Raises whatever the hook refuses with."""
         return await run_in_threadpool(self.hooks.authorise, request)
+
+    async def tokenised(self, read: Callable[[], T], *, characters: int) -> T:
+        """What `read` makes of a text, in a thread.
+
+        Long texts are read one after another, whoever sent them: as many as there are threads would keep everybody
+        else from one, also from being let in.
+        """
+        return await to_thread.run_sync(read, limiter=self.long_texts if characters > LONG_TEXT else None)
 
     def usable(self, access: Access) -> frozenset[str]:
         """The names of the experts that may be used now."""

@@ -6,10 +6,10 @@ add_playground(app, federation=False)          # GET / and POST /, POST /key
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -156,7 +156,8 @@ async def begun(
     """Both answers, under way, to be left by `leaving`. Raises Refusal, and MotetError as the engine does."""
     sides = pair_of(service.composite.roster, on=question.on or (), usable=service.usable(access))
     pairs = []
-    for side, job in zip(sides, await run_in_threadpool(_jobs, service, question, sides), strict=True):
+    jobs = await service.tokenised(partial(_jobs, service, question, sides), characters=len(question.prompt))
+    for side, job in zip(sides, jobs, strict=True):
         answer = Answer(service, access, endpoint=ENDPOINT, jobs=[job])
         leaving.push_async_callback(answer.leave)
         pairs.append((side, answer))
