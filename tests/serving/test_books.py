@@ -357,7 +357,7 @@ def test_a_real_full_disk_and_a_real_kill_lose_nothing(small_disk: list[str]) ->
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told, said = map(json.loads, done.stdout.splitlines())
-    assert "wanted 262,144 to open usage.sqlite; free space" in said["nothing starts"]
+    assert "wanted 262,144 for usage.sqlite; free space" in said["nothing starts"]
     assert said["signal"] == 9
     assert told["kept"][:3] == [0, 1, 2]
     assert len(told["owed"]) == 20

@@ -245,7 +245,7 @@ def _workspace(out: Path) -> Iterator[Path]:
 def _write_composite(folder: Path, recipe: _Recipe, progress: Progress) -> None:
     copies = _plan(recipe)
     total = sum(copy.target.nbytes for file in copies.values() for copy in file)
-    require_room(folder, total, "the composite")
+    require_room(folder.parent, total, "the composite")
     done = 0
     weight_map: dict[str, str] = {}
     for name, file in copies.items():

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from motet.coordinator.databases import connect
 from motet.protocols.canonical import canonical_json, write_atomically
 from motet.protocols.errors import DocumentError, LedgerError, SignatureError, StorageError
 from motet.protocols.ledger import EntryKind, LedgerEntry, Standing, fold, following
@@ -216,10 +217,8 @@ class LedgerStore:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database = connect(path, busy_seconds=_BUSY_SECONDS)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
         database.executescript(_SCHEMA)
         (damage,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if damage != "ok":

@@ -74,7 +74,7 @@ def export_stock(composite_directory: Path, out: Path, *, drop_bias: bool = Fals
         bias = _fate_of(biases, family, drop_bias, counted=config.prefix is not None)
         widening = Widening.of(config, average=average, constant=bias == "folded")
         shards = stock_tensors(sources, biases, family, widening)
-        require_room(directory, _total(shards), "the stock export")
+        require_room(directory.parent, _total(shards), "the stock export")
         _write_shards(directory, shards)
         _write_config(directory, config, family, widening)
         record = stock_record(config, read_record(composite_directory), directory)

@@ -111,11 +111,11 @@ def storage_errors(path: Path, *, new: bool = False) -> Iterator[None]:
 
 
 def require_room(folder: Path, size: int, what: str) -> None:
-    """Raises StorageError unless `size` bytes are free where a folder lies; `what` needs them, such as "the copy"."""
+    """Raises StorageError unless `size` bytes are free in a folder; `what` needs them, such as "the copy"."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StorageError(
-            f"saw {free:,} bytes free at {folder.parent}, wanted {size:,} for {what}; free space or choose another "
+            f"saw {free:,} bytes free at {folder}, wanted {size:,} for {what}; free space or choose another "
             "folder, then run the same command again"
         )
 

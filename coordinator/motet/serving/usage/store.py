@@ -11,7 +11,6 @@ of contributions may become known later.
 """
 
 import json
-import shutil
 import sqlite3
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from motet.coordinator.databases import connect
 from motet.protocols.canonical import storage_errors
 from motet.protocols.errors import StorageError
 from motet.serving.hooks import Record
@@ -42,9 +42,6 @@ CREATE TABLE IF NOT EXISTS experts (
     contribution TEXT PRIMARY KEY, name TEXT NOT NULL, owner TEXT) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (until INTEGER NOT NULL) STRICT;
 """
-ROOM_BYTES = 1 << 18
-"""Free on the disk before a store is opened. SQLite maps the index of its log, 32 KiB, into memory: where blocks are
-smaller than pages and the disk is full, the first touch of one of its pages ends the process (SIGBUS)."""
 _BUSY_SECONDS = 30
 _ANYBODY = object()
 
@@ -100,7 +97,6 @@ class UsageStore:
         self._guard, self._reading = threading.Lock(), threading.Lock()
         with storage_errors(path, new=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-        _require_room(path)
         with self._errors():
             self._database = _connect(path)
             self._reader = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -228,18 +224,9 @@ def _usage(
     return ExpertUsage(expert=expert, answers=answers, generated_tokens=generated_tokens, microtokens=microtokens)
 
 
-def _require_room(path: Path) -> None:
-    if (free := shutil.disk_usage(path.parent).free) < ROOM_BYTES:
-        raise StorageError(
-            f"saw {free:,} bytes free at {path.parent}, wanted {ROOM_BYTES:,} to open {path.name}; free space there"
-        )
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database = connect(path, busy_seconds=_BUSY_SECONDS)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             raise sqlite3.DatabaseError(f"saw format {version}, wanted {_VERSION}, of a later release of motet")
