@@ -78,8 +78,9 @@ def pack(
     _write_papers(folder, manifest, home, _PackingRecord(key=key, stands_for=stands_for), named)
     target = home.contribution(manifest.digest)
     _keep_version(trained, material, home, encoded, manifest)
-    folder.rename(target)
-    sync_directory(home.outbox)
+    with storage_errors(target):
+        folder.rename(target)
+        sync_directory(home.outbox)
     return read_packed(target, owner=home.key.public)
 
 
