@@ -1,6 +1,5 @@
 """Several processes that share a training: the same expert, sharded moments, and what becomes of it when one dies."""
 
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from motet.client.preparation import Material, prepare
 from motet.client.ranks import run_ranks
 from motet.client.training import Progress, TrainedExpert, expert_model, fingerprint, train
 from motet.protocols.errors import ConfigurationError, StorageError, TrainingError
+from tests.client.rank_work import refuse
 
 TOGETHER = {"processes": 2, "gradient_accumulation": 2, "steps": 4}
 
@@ -86,22 +86,9 @@ def test_a_killed_process_ends_the_run_by_name_and_the_next_goes_on(make_home, t
     assert alone[-1] == 40
 
 
-def refuse(tell, should_stop) -> None:
-    assert not should_stop()
-    if torch.distributed.get_rank() == 1:
-        raise StorageError("saw a full disk, wanted room; make some")
-    torch.distributed.barrier()
-
-
-def wait_for_ever(folder: Path, tell, should_stop) -> None:
-    (folder / str(os.getpid())).touch()
-    while not should_stop():
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_what_a_process_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # what a process is to do, it imports from this file
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # what a process is to do, it imports
     with pytest.raises(StorageError, match="make some"):
         run_ranks(refuse, (), ranks=2, on_progress=print, should_stop=lambda: False)
 
@@ -111,7 +98,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from motet.client.ranks import run_ranks
-from test_ranks import wait_for_ever
+from rank_work import wait_for_ever
 if __name__ == "__main__":
     run_ranks(wait_for_ever, (Path(sys.argv[1]),), ranks=2, on_progress=print, should_stop=lambda: False)
 """
