@@ -73,6 +73,8 @@ def test_an_offered_update_is_fetched_at_once() -> None:
 
 def test_a_receipt_is_delivered_even_to_an_owner_who_has_settled() -> None:
     assert order(peer(settled=True, receipt_due=True)) is Order.STATUS
+    assert order(peer(receipt_due=True)) is Order.REQUEST
+    assert order(peer(requested=True, receipt_due=True)) is Order.STATUS
     assert order(peer(fault="refused (wrong-anchor)", receipt_due=True)) is Order.STATUS
     assert order(peer(fault="refused (wrong-anchor)")) is None
 

@@ -124,12 +124,13 @@ def next_order(peer: Peer, *, now: float, policy: Policy) -> Order | None:
     """What to send to this owner now, None for nothing."""
     if peer.busy or not peer.connected or now < peer.quiet_until:
         return None
+    open_ = standing(peer) is Standing.OPEN
+    if open_ and not peer.requested:
+        return Order.REQUEST  # before a receipt: the owner works while it is delivered
     if peer.receipt_due:
         return Order.STATUS
-    if standing(peer) is not Standing.OPEN:
+    if not open_:
         return None
-    if not peer.requested:
-        return Order.REQUEST
     if peer.state is not None and peer.state.state == "done" and rides_inline(peer.state):
         return Order.INLINE
     pause = max(policy.poll_seconds, min(LONGEST_PAUSE_SECONDS, (peer.heard - peer.changed) / CALM))
