@@ -17,10 +17,11 @@ from motet.bench.data import TENSORS, Inputs, specs_of, write_inputs
 from motet.bench.measure import Job, measure
 from motet.bench.memory import MemoryWatch
 from motet.bench.rows import DENSITIES, MEASURED, Case, cases
-from motet.bench.trials import trial_of
+from motet.bench.trials import bound_of, trial_of
 from motet.cli import run
 from motet.protocols.codec import FileSource
 from motet.protocols.codec.changes import narrow, widen
+from motet.protocols.codec.native_kernels import NativeKernels
 from motet.protocols.codec.numpy_kernels import NumpyKernels
 from motet.protocols.output import bench_group
 
@@ -167,22 +168,30 @@ def test_a_wrong_call(arguments, code, said, capsys: pytest.CaptureFixture[str])
     assert found.out == ""
 
 
+@pytest.mark.parametrize("density", DENSITIES)
+def test_both_paths_write_the_same_at_every_density(density: float, inputs: Inputs, tmp_path: Path) -> None:
+    here = Inputs.in_folder(tmp_path)
+    here.difference.symlink_to(inputs.difference)
+    here.anchor.symlink_to(inputs.anchor)
+    for path, kernels in (("numpy", NumpyKernels()), ("native", NativeKernels())):
+        trial = trial_of(Case(method="ternary", path=path, density=density), kernels)
+        trial.prepare(here)
+        trial.encode(here, tmp_path / path)
+        assert bound_of(trial.kept(tmp_path / path)) == pytest.approx(bound(density), rel=2e-3)
+    assert (tmp_path / "numpy").read_bytes() == (tmp_path / "native").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_run_in_json(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "motet.cli", "bench", "codec", "--params", "201000", "--json", "--tmp", str(tmp_path)]
-    done = subprocess.run([*line, "--methods", "ternary,raw,2-bit"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*line, "--methods", "levels,raw,2-bit"], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
     assert set(report) == {"rows", "params"}
     assert report["params"] == PARAMS  # rounded down to whole rows
     assert all(set(row) == KEYS for row in report["rows"])
-    ternary = [row for row in report["rows"] if row["method"] == "ternary"]
-    assert len(ternary) == 16
-    for numpy, native in zip(ternary[::2], ternary[1::2], strict=True):
-        assert (numpy["path"], native["path"]) == ("numpy", "native")
-        assert numpy["bits_per_parameter"] == native["bits_per_parameter"]
-        assert numpy["bound"] == pytest.approx(bound(numpy["density"]), rel=2e-3)
-    assert [row["method"] for row in report["rows"]][16:] == ["raw", "2-bit"]
-    assert "18 of 18" in done.stderr
+    made = [(row["method"], row["path"]) for row in report["rows"]]
+    assert made == [("levels", "native"), ("raw", "numpy"), ("2-bit", "numpy")]
+    assert "3 of 3" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

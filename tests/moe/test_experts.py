@@ -258,6 +258,15 @@ def test_swapping_places_an_expert_and_gives_the_anchor_back(anchor, update):
     assert torch.equal(after, before)
 
 
+@pytest.fixture(scope="module")
+def small_and_big(make_anchor, tmp_path_factory) -> Path:
+    """A folder with two anchors of the same shape but for their networks: "small", and "big", with 200 MB of these."""
+    folder = tmp_path_factory.mktemp("sizes")
+    for name, size in (("small", 32), ("big", 16384)):
+        make_anchor(folder / name, hidden_size=1024, intermediate_size=size)
+    return folder
+
+
 MEASURE = """
 import sys
 from pathlib import Path
@@ -281,16 +290,14 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lossless", "ternary"])
-def test_materialising_takes_little_memory_and_no_torch(make_anchor, tmp_path, method):
-    for name, size in (("small", 32), ("big", 16384)):
-        anchor = Anchor.load(make_anchor(tmp_path / name, hidden_size=1024, intermediate_size=size))
+def test_materialising_takes_little_memory_and_no_torch(small_and_big, tmp_path, method):
+    for name in ("small", "big"):
+        anchor = Anchor.load(small_and_big / name)
         rows = RoutingRows(weight=torch.zeros(2, 1024), bias=torch.zeros(2))
         changed = {n: t.float() * 1.01 for n, t in anchor.ffn().items()}
-        write_update(tmp_path / f"updates-{name}", anchor, changed, rows, CodecSettings(method=method))
-        (tmp_path / "updates").mkdir(exist_ok=True)
-        (tmp_path / f"updates-{name}").rename(tmp_path / "updates" / name)
+        write_update(tmp_path / name, anchor, changed, rows, CodecSettings(method=method))
 
-    folders = [tmp_path / name for name in ("small", "big", "updates", "expert")]
+    folders = [small_and_big / "small", small_and_big / "big", tmp_path, tmp_path / "expert"]
     grown = subprocess.run([sys.executable, "-c", MEASURE, *folders], check=True, capture_output=True, text=True).stdout
     assert int(grown) < 128 * 1024  # KiB, for an expert of 200 MB
 
@@ -308,17 +315,17 @@ torch.set_num_threads(1)
 best()  # numba takes 130 MB of its own, at any size
 def status(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
-def make(folder):
-    anchor = Anchor.load(folder)
+def make(name):
+    anchor = Anchor.load(Path(sys.argv[1]) / name)
     trained = {name: tensor.float() * 1.01 for name, tensor in anchor.ffn().items()}
     rows = RoutingRows(weight=torch.zeros(2, 1024), bias=torch.zeros(2))
     began = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    write_update(folder / "update", anchor, trained, rows, settings)
+    write_update(Path(sys.argv[2]) / name, anchor, trained, rows, settings)
     return status("VmHWM") - began
 settings = CodecSettings.model_validate_json(sys.argv[3])
-make(Path(sys.argv[1]))
-print(make(Path(sys.argv[2])))
+make("small")
+print(make("big"))
 """
 
 
@@ -326,11 +333,9 @@ print(make(Path(sys.argv[2])))
 @pytest.mark.parametrize(
     "settings", [CodecSettings(method="lossless"), CodecSettings(method="ternary", balance=0.9)], ids=lambda s: s.method
 )
-def test_packing_a_trained_expert_takes_little_memory(settings, make_anchor, tmp_path):
+def test_packing_a_trained_expert_takes_little_memory(settings, small_and_big, tmp_path):
     """Beside the trained weights themselves, 400 MB here, which training holds anyway."""
-    for name, size in (("small", 32), ("big", 16384)):
-        make_anchor(tmp_path / name, hidden_size=1024, intermediate_size=size)
-    command = [sys.executable, "-c", PACK, tmp_path / "small", tmp_path / "big", settings.model_dump_json()]
+    command = [sys.executable, "-c", PACK, small_and_big, tmp_path, settings.model_dump_json()]
     grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert int(grown) < 128 * 1024, grown  # KiB
 
