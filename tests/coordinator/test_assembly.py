@@ -272,7 +272,9 @@ def test_a_killed_assembly_is_taken_up_by_the_next(anchor, members, tmp_path):
     assert assemble_elsewhere(anchor, store, tmp_path / "composite", "killed").returncode == -signal.SIGKILL
     assert not (tmp_path / "composite").exists()
 
-    digest = json.loads(assemble_elsewhere(anchor, store, tmp_path / "composite").stdout)["digest"]
+    named = zip("abc", sorted(store.glob("*.safetensors")), strict=True)
+    again = [Member(name=path.stem, contribution="sha256:" + digit * 64, expert_file=path) for digit, path in named]
+    digest = assemble(anchor, again, RoutingPolicy(), tmp_path / "composite").digest
     assert verify_composite(tmp_path / "composite").digest == digest
     assert [path.name for path in tmp_path.iterdir()] == ["composite"]
 
@@ -288,12 +290,12 @@ def test_two_at_once_do_not_mix(anchor, members, tmp_path):
 
 @pytest.mark.slow
 def test_takes_little_memory_whatever_the_size(make_anchor, tmp_path):
-    anchor = Anchor.load(make_anchor(tmp_path / "big", hidden_size=1024, intermediate_size=16384))
+    anchor = Anchor.load(make_anchor(tmp_path / "big", hidden_size=1024, intermediate_size=8192))
     store = tmp_path / "store"
     store.mkdir()
     make_members(anchor, store, {"code": "a"})
     result = assemble_elsewhere(anchor, store, tmp_path / "composite")
 
     size = sum(path.stat().st_size for path in (tmp_path / "composite").iterdir())
-    assert size > 400e6
+    assert size > 200e6
     assert json.loads(result.stdout)["grown_kib"] < 32 * 1024

@@ -260,9 +260,9 @@ def test_swapping_places_an_expert_and_gives_the_anchor_back(anchor, update):
 
 @pytest.fixture(scope="module")
 def small_and_big(make_anchor, tmp_path_factory) -> Path:
-    """A folder with two anchors of the same shape but for their networks: "small", and "big", with 200 MB of these."""
+    """A folder with two anchors of the same shape but for their networks: "small", and "big", with 100 MB of these."""
     folder = tmp_path_factory.mktemp("sizes")
-    for name, size in (("small", 32), ("big", 16384)):
+    for name, size in (("small", 32), ("big", 8192)):
         make_anchor(folder / name, hidden_size=1024, intermediate_size=size)
     return folder
 
@@ -299,7 +299,9 @@ def test_materialising_takes_little_memory_and_no_torch(small_and_big, tmp_path,
 
     folders = [small_and_big / "small", small_and_big / "big", tmp_path, tmp_path / "expert"]
     grown = subprocess.run([sys.executable, "-c", MEASURE, *folders], check=True, capture_output=True, text=True).stdout
-    assert int(grown) < 128 * 1024  # KiB, for an expert of 200 MB
+    assert (
+        int(grown) < 128 * 1024
+    )  # KiB; beside what an encoder takes at any size there is no room for one copy of 100 MB
 
 
 PACK = """
@@ -334,7 +336,7 @@ print(make("big"))
     "settings", [CodecSettings(method="lossless"), CodecSettings(method="ternary", balance=0.9)], ids=lambda s: s.method
 )
 def test_packing_a_trained_expert_takes_little_memory(settings, small_and_big, tmp_path):
-    """Beside the trained weights themselves, 400 MB here, which training holds anyway."""
+    """Beside the trained weights themselves, 200 MB here, which training holds anyway."""
     command = [sys.executable, "-c", PACK, small_and_big, tmp_path, settings.model_dump_json()]
     grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert int(grown) < 128 * 1024, grown  # KiB

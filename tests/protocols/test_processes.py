@@ -88,7 +88,8 @@ def test_a_kernel_that_knows_nothing_of_a_process_that_is_gone_is_no_error(
     assert not alive(grandchild)
 
 
-def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
+def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.5)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     )
