@@ -22,7 +22,14 @@ def add_federation(app: FastAPI, observer: Observer) -> None:
         try:
             await access_of(request)
         except Refusal as refusal:
-            return page("key.html", status=refusal.status, service=service, problem=refusal, federation=True)
+            return page(
+                "key.html",
+                status=refusal.status,
+                headers=refusal.headers,
+                service=service,
+                problem=refusal,
+                federation=True,
+            )
         return None
 
     @app.get("/federation", include_in_schema=False)

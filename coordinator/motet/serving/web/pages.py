@@ -6,7 +6,9 @@ instead of showing nothing.
     return page("playground.html", status=200, service=service, told=())
 """
 
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 from starlette.responses import HTMLResponse
@@ -24,11 +26,18 @@ HUES = 12
 """How many experts differ in colour; the next ones begin again."""
 
 
-def page(name: str, *, status: int = 200, images: str = "'self'", **values: object) -> HTMLResponse:
-    """The template `name` with these values; `images` says where its pictures may come from."""
-    return HTMLResponse(
-        rendered(name, **values), status_code=status, headers=HEADERS | {"Content-Security-Policy": _policy(images)}
-    )
+def page(
+    name: str,
+    *,
+    status: int = 200,
+    images: str = "'self'",
+    headers: Mapping[str, str] = MappingProxyType({}),
+    **values: object,
+) -> HTMLResponse:
+    """The template `name` with these values; `images` says where its pictures may come from, `headers` what else is
+    sent."""
+    own = HEADERS | {"Content-Security-Policy": _policy(images)}
+    return HTMLResponse(rendered(name, **values), status_code=status, headers={**headers, **own})
 
 
 def rendered(name: str, **values: object) -> str:

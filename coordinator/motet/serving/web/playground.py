@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -58,8 +59,8 @@ class Question:
 
     def body(self, model: str) -> CompletionRequest | ChatRequest:
         """The same as a request to the API. Raises Refusal."""
-        given = {"model": model, "max_tokens": _number(self.tokens), "seed": _number(self.seed)}
-        given["temperature"] = self.temperature
+        given: dict[str, Any] = {"model": model, "max_tokens": _number(self.tokens), "seed": _number(self.seed)}
+        given["temperature"] = _fraction(self.temperature)
         try:
             if self.conversation:
                 messages = [{"role": "user", "content": self.prompt}]
@@ -106,7 +107,7 @@ class Playground:
         except (MotetError, Refusal) as error:
             problem = refusal_of(error)
             if live:
-                return Response(columns([], problem), problem.status, HEADERS, MEDIA_TYPE)
+                return Response(columns([], problem), problem.status, problem.headers | HEADERS, MEDIA_TYPE)
             if access is None:
                 return self._closed(problem)
             return self._page(question, access, problem=problem)
@@ -134,7 +135,7 @@ class Playground:
     ) -> Response:
         return page(
             "playground.html",
-            status=_status(problem),
+            **_head(problem),
             service=self.service,
             question=question,
             usable=self.service.usable(access),
@@ -145,9 +146,7 @@ class Playground:
         )
 
     def _closed(self, problem: Refusal | None) -> Response:
-        return page(
-            "key.html", status=_status(problem), service=self.service, problem=problem, federation=self.federation
-        )
+        return page("key.html", **_head(problem), service=self.service, problem=problem, federation=self.federation)
 
 
 async def begun(
@@ -173,8 +172,8 @@ def _jobs(service: Service, question: Question, sides: Sequence[Side]) -> list[J
     return [service.job(body, ids, side.experts, limit=body.max_tokens, logprobs=None) for side in sides]
 
 
-def _status(problem: Refusal | None) -> int:
-    return 200 if problem is None else problem.status
+def _head(problem: Refusal | None) -> dict[str, Any]:
+    return {} if problem is None else {"status": problem.status, "headers": problem.headers}
 
 
 def _converses(service: Service) -> bool:
@@ -183,3 +182,10 @@ def _converses(service: Service) -> bool:
 
 def _number(typed: str) -> int | str:
     return int(typed) if typed.strip().removeprefix("-").isdecimal() and len(typed) < 20 else typed
+
+
+def _fraction(typed: str) -> float | str:
+    try:
+        return float(typed)
+    except ValueError:
+        return typed
