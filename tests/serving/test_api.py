@@ -1,6 +1,8 @@
 """The endpoints, through OpenAI's own client: whole and streamed, and what stands beside the answers."""
 
 import asyncio
+import json
+import re
 
 import httpx
 import pytest
@@ -179,3 +181,29 @@ def test_metrics_count_what_was_used(client: OpenAI, server: Running) -> None:
     generated = sum(float(value) for name, value in lines.items() if name.startswith("motet_generated_tokens_total"))
     mass = sum(float(value) for name, value in lines.items() if name.startswith("motet_gate_mass_tokens_total"))
     assert generated == pytest.approx(mass, abs=1e-3)
+
+
+def test_passes_of_the_model_are_a_counter(client: OpenAI, server: Running) -> None:
+    def passes() -> float:
+        told = httpx.get(f"{server.url}/metrics").text
+        assert "# TYPE motet_model_passes_total counter" in told
+        return float(re.search(r"^motet_model_passes_total (.*)$", told, re.MULTILINE)[1])
+
+    before = passes()
+    client.completions.create(prompt=PROMPT, **GREEDY)
+    assert before < passes() <= server.engine.load().passes
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("counted", [False, True])
+def test_every_event_has_a_place_for_usage_where_it_is_asked_for(server: Running, path: str, counted: bool) -> None:
+    asked = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    options = {"stream_options": {"include_usage": True}} if counted else {}
+    body = GREEDY | asked | options | {"model": NAME, "stream": True, "max_tokens": 3}
+    lines = httpx.post(f"{server.url}{path}", json=body, timeout=60).text.split("\n\n")
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    if counted:
+        assert [each["usage"] for each in told[:-1]] == [None] * (len(told) - 1)
+        assert told[-1]["usage"]["completion_tokens"] == 3
+    else:
+        assert not any("usage" in each for each in told)

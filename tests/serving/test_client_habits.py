@@ -96,8 +96,8 @@ def test_what_would_change_an_answer_is_refused_with_the_reason(server: Running,
             "saw a part of type 'image_url', wanted 'text'",
         ),
         ({"content": [{"type": "refusal", "refusal": "x"}]}, "saw a part of type 'refusal'"),
-        ({"content": [{"type": "text", "text": "a"}, {"type": "text"}]}, "messages.0.content.parts.1.text"),
-        ({"content": ["a"]}, "messages.0.content.parts.0"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text"}]}, "messages.0.content.1.text"),
+        ({"content": ["a"]}, "messages.0.content.0"),
     ],
 )
 def test_messages_that_say_more_than_text_are_refused_with_the_reason(

@@ -82,6 +82,57 @@ def test_a_request_that_cannot_be_used(server: Running, changes: dict, status: i
 
 
 @pytest.mark.parametrize(
+    ("changes", "param", "said"),
+    [
+        ({"stop": ""}, "stop", "saw a text of 0 characters, wanted 1 to 256"),
+        ({"stop": ["a", "b" * 257]}, "stop.1", "saw a text of 257 characters, wanted 1 to 256"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
+        ({"stop": 3}, "stop", "saw neither a text nor a list of texts, wanted one of them"),
+        ({"prompt": None}, "prompt", "saw neither a text nor a list, wanted"),
+        ({"prompt": ["a", 1]}, "prompt.1", "a valid string"),
+        ({"prompt": [1, "a"]}, "prompt.1", "a valid integer"),
+        ({"prompt": [[1], [True]]}, "prompt.1.0", "a valid integer"),
+        ({"prompt": [[1], 1]}, "prompt.1", "a valid list"),
+        ({"temperature": "1"}, "temperature", "a valid number"),
+        ({"temperature": True}, "temperature", "a valid number"),
+        ({"top_p": "0.5"}, "top_p", "a valid number"),
+        ({"a b": 1}, "a b", "Extra inputs"),
+        ({"k" * (3 << 20): 1}, "k" * 80 + "...", "Extra inputs"),
+    ],
+    ids=range(14),
+)
+def test_one_fault_is_told_by_the_field_and_nothing_of_how_it_is_checked(
+    server: Running, changes: dict, param: str, said: str
+) -> None:
+    status, told = answered(server, SOUND | changes)
+    assert (status, told["param"]) == (400, param)
+    assert told["message"].startswith(f"saw a request that cannot be used: {param}: ")
+    assert said in told["message"]
+    assert told["message"].count("; ") == 1  # before where the fields are told
+
+
+@pytest.mark.parametrize("number", [0, 1, 2.0])
+def test_a_temperature_may_be_written_without_a_fraction(server: Running, number: float) -> None:
+    asked = SOUND | {"temperature": number, "top_p": 1}
+    assert httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "Expecting property name"),
+        (b'{"prompt": "\xff"}', "byte 12 is no UTF-8"),
+        (b"[" * 20_000, "within one another too deeply"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number of too many digits"),
+    ],
+    ids=range(4),
+)
+def test_what_is_no_json_is_told_as_that(server: Running, body: bytes, said: str) -> None:
+    status, told = answered(server, body)
+    assert (status, told["code"], said in told["message"]) == (400, "invalid_json", True), told
+
+
+@pytest.mark.parametrize(
     "body",
     [
         *(b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"\x00" * 50, b"[" * 50_000, b'{"model": 1e999}'),

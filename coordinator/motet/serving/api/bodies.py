@@ -35,10 +35,10 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401
     """What `body` says.
 
     Raises:
-        ValueError, RecursionError: it says nothing; JSONDecodeError is of the first kind.
+        JSONDecodeError: it says nothing.
         HTTPException: it says more than it may.
     """
-    text = body.decode(json.detect_encoding(body), "surrogatepass")
+    text = _text(body)
     _require_few(text, "[{", MOST_BRACKETS)
     _require_few(text, ",:", MOST_COMMAS)
     objects = 0
@@ -52,7 +52,22 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401
             raise _too_large(f"saw an object of {len(fields):,} fields, wanted {MOST_FIELDS} at most")
         return dict(fields)
 
-    return json.loads(text, object_pairs_hook=counted)
+    try:
+        return json.loads(text, object_pairs_hook=counted)
+    except RecursionError as error:
+        raise json.JSONDecodeError("lists or objects within one another too deeply", "", 0) from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python's limit to the digits of an integer
+        raise json.JSONDecodeError("a number of too many digits", "", 0) from error
+
+
+def _text(body: bytes) -> str:
+    encoding = json.detect_encoding(body)
+    try:
+        return body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"byte {error.start} is no {encoding.upper()}", "", 0) from error
 
 
 def _require_few(text: str, marks: str, most: int) -> None:

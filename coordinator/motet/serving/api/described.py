@@ -146,7 +146,9 @@ class CompletionAnswer(_Answer):
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
-    usage: TokenUsage | None = Field(None, description="In a stream, of the last event if it was asked for.")
+    usage: TokenUsage | None = Field(
+        None, description="In a stream, of the last event if it was asked for; null in those before."
+    )
 
 
 class ChatAnswer(_Answer):

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from motet.protocols.errors import ExpertSetError, MotetError, StorageError
+from motet.serving.api.schemas import FORMS
 from motet.serving.engine.job import Closing, QueueFull
 
 _LOG = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _PYDANTICS = "Value error, "
 _LISTED = 5
 """Faults of one body that are named at most."""
+_LONGEST_NAME = 80
+"""Characters that are told of a field's name, which is whatever a client wrote."""
 
 
 class Refusal(Exception):  # noqa: N818 - reads as what happened
@@ -117,6 +120,12 @@ def _malformed(faults: Sequence[Mapping[str, Any]]) -> Refusal:
     if any(fault["type"] == "json_invalid" for fault in faults):
         where = faults[0].get("ctx", {}).get("error", "")
         return Refusal(f"saw a body that is no JSON ({where}), wanted a JSON object; correct it", code="invalid_json")
-    named = [(".".join(str(part) for part in fault["loc"] if part != "body"), fault["msg"]) for fault in faults]
-    said = "; ".join(f"{field or 'body'}: {message.removeprefix(_PYDANTICS)}" for field, message in named[:_LISTED])
+    named = [(_field(fault["loc"]), fault["msg"]) for fault in faults[:_LISTED]]
+    said = "; ".join(f"{field or 'body'}: {message.removeprefix(_PYDANTICS)}" for field, message in named)
     return Refusal(f"saw a request that cannot be used: {said}; /docs tells the fields", param=named[0][0] or None)
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """Where a fault is, as a client writes it: `messages.0.content`."""
+    parts = (str(part) for part in place[place[:1] == ("body",) :] if part not in FORMS)
+    return ".".join(part if len(part) <= _LONGEST_NAME else f"{part[:_LONGEST_NAME]}..." for part in parts)

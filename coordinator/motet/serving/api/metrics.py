@@ -29,7 +29,8 @@ class Metrics:
         self._waiting = Gauge("motet_waiting_jobs", "Jobs in the queue.", registry=own)
         self._running = Gauge("motet_running_sequences", "Sequences in the batch.", registry=own)
         self._kept = Gauge("motet_kept_positions", "Positions kept to be used again.", registry=own)
-        self._passes = Gauge("motet_model_passes", "Passes of the model since the start.", registry=own)
+        self._passes = Counter("motet_model_passes", "Passes of the model.", registry=own)
+        self._passes_told = 0
 
     def answered(self, path: str, status: int) -> None:
         """An answer was given."""
@@ -49,5 +50,6 @@ class Metrics:
         self._waiting.set(load.waiting)
         self._running.set(load.running)
         self._kept.set(load.kept)
-        self._passes.set(load.passes)
+        self._passes.inc(load.passes - self._passes_told)
+        self._passes_told = load.passes
         return generate_latest(self.registry)

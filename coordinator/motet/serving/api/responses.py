@@ -47,11 +47,12 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _events(form: Form, usage: bool) -> AsyncIterator[bytes]:
+    beside: dict[str, Any] = {"usage": None} if usage else {}  # as OpenAI's, which tells it in every chunk
     for opening in form.opening():
-        yield _event(opening)
+        yield _event(opening | beside)
     try:
         async for number, step in form.answer.steps():
-            yield _event(form.chunk(number, step))
+            yield _event(form.chunk(number, step) | beside)
     except Exception as error:
         yield _event(refusal_of(error).as_json())
         return

@@ -36,6 +36,8 @@ MAX_NAMES = 1024
 """Experts that are named in one list."""
 MAX_NAME = 1 << 16
 """Characters of a model's name, with the experts that it switches."""
+MAX_STOP = 256
+"""Characters of a text that ends an answer."""
 
 
 def _encodable(text: str) -> str:
@@ -46,13 +48,55 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _of_length(text: str) -> str:
+    if not 1 <= len(text) <= MAX_STOP:
+        raise ValueError(f"saw a text of {len(text):,} characters, wanted 1 to {MAX_STOP}")
+    return text
+
+
+def _form_of(value: object) -> str | None:
+    """Which of `FORMS` a value has, so that faults of that one alone are told."""
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else None
+    return "<texts>" if isinstance(first, str) else "<lists>" if isinstance(first, list) else "<list>"
+
+
+def _list_or_text(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+FORMS = frozenset({"<text>", "<texts>", "<list>", "<lists>"})
+"""What pydantic puts into a fault's place, beside the fields, where a field takes several forms."""
 Text = Annotated[str, AfterValidator(_encodable)]
 Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_PROMPTS)]
-Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+Stop = Annotated[Text, AfterValidator(_of_length), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_STOP})]
+Stops = Annotated[
+    Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(fail_fast=True, max_length=4), Tag("<list>")],
+    Discriminator(
+        _list_or_text,
+        custom_error_type="stop",
+        custom_error_message="saw neither a text nor a list of texts, wanted one of them, of up to 4",
+    ),
+]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
+Prompts = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[Texts, Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<list>")]
+    | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("<lists>")],
+    Discriminator(
+        _form_of,
+        custom_error_type="prompt",
+        custom_error_message="saw neither a text nor a list, wanted a text, token ids, or a list of either",
+    ),
+]
 Names = Annotated[list[str], Field(fail_fast=True, max_length=MAX_NAMES)]
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)]
+Nucleus = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -82,11 +126,9 @@ class _Common(_Strict, NeutralFields):
     model: Text = Field(max_length=MAX_NAME, description="The model's name, or NAME:-law,-news, or NAME:+math.")
     max_tokens: StrictInt | None = Field(None, ge=1, description="Generated tokens at most.")
     temperature: Temperature | None = Field(None, description="0 takes the likeliest token. None: 1.")
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="None: 1.")
+    top_p: Nucleus | None = Field(None, description="None: 1.")
     n: StrictInt | None = Field(None, ge=1, le=MAX_SAMPLES, description="Answers to each prompt. None: 1.")
-    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)] | None = Field(
-        None, description="Texts that end the answer."
-    )
+    stop: Stops | None = Field(None, description="Texts that end the answer.")
     seed: StrictInt | None = Field(None, ge=-(2**63), lt=2**63, description="Makes an answer repeatable. None: drawn.")
     stream: StrictBool | None = Field(None, description="Server-sent events instead of one answer.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
@@ -115,9 +157,7 @@ class _Common(_Strict, NeutralFields):
 class CompletionRequest(_Common, NeutralCompletionFields):
     """A body for /v1/completions."""
 
-    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS)] = Field(
-        description="Text, token ids, or several of either."
-    )
+    prompt: Prompts = Field(description="Text, token ids, or several of either.")
     logprobs: StrictInt | None = Field(None, ge=0, le=5, description="Of how many likeliest tokens, beside the chosen.")
 
 
@@ -136,18 +176,14 @@ class TextPart(_Strict):
         return part
 
 
-def _form_of(content: object) -> str | None:
-    return "text" if isinstance(content, str) else "parts" if isinstance(content, list) else None
-
-
 class Message(_Strict, NeutralMessageFields):
     """What somebody said."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("parts")],
+        Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<list>")],
         Discriminator(
-            _form_of,
+            _list_or_text,
             custom_error_type="content",
             custom_error_message="saw neither text nor a list of parts, wanted one of them",
         ),
