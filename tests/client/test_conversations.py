@@ -260,23 +260,23 @@ def test_a_base_model_is_no_place_for_conversations(federation, anchor_bundle: P
         prepare(home)
 
 
-def test_the_row_of_a_bad_conversation_is_named(federation, instruct_anchor, tmp_path: Path) -> None:
+def test_the_line_of_a_bad_conversation_is_named(federation, instruct_anchor, tmp_path: Path) -> None:
     told = [*conversations(10), [{"role": "user", "content": "Well?"}]]
     home = home_of(tmp_path / "home", federation, instruct_anchor, told)
-    with pytest.raises(DataError, match="row 11: saw no message of the role 'assistant'"):
+    with pytest.raises(DataError, match="line 11: saw no message of the role 'assistant'"):
         load_corpus(home.config.data, home.path)
     (home.path / "own.jsonl").write_text('{"text": "no conversation"}\n')
-    with pytest.raises(DataError, match="row 1: saw NoneType"):
+    with pytest.raises(DataError, match="line 1: saw NoneType"):
         load_corpus(home.config.data, home.path)
     home.anchor.unlink()
     with pytest.raises(DataError, match="no tokenizer"):
         load_corpus(home.config.data, home.path)
 
 
-def test_the_row_that_a_template_trips_over_is_named(federation, instruct_anchor, tmp_path: Path) -> None:
+def test_the_line_that_a_template_trips_over_is_named(federation, instruct_anchor, tmp_path: Path) -> None:
     told = [*conversations(10), [{"role": "assistant", "content": "Hello."}]]
     home = home_of(tmp_path / "home", federation, instruct_anchor, told)
-    with pytest.raises(DataError, match="row 11: saw an answer that nothing comes before"):
+    with pytest.raises(DataError, match="line 11: saw an answer that nothing comes before"):
         load_corpus(home.config.data, home.path)
 
 

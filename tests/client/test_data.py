@@ -116,7 +116,8 @@ def test_text_is_not_copied_into_a_cache(tmp_path: Path, monkeypatch: pytest.Mon
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.parquet", b"PAR1 but not really", "as a Parquet file"),
         ("a.jsonl", b'{"body": "x"}\n', "no field 'text'.*body"),
-        ("a.jsonl", b'{"text": 5}\n', "saw int"),
+        ("a.jsonl", b"{}\n", "no field 'text'.*empty objects"),
+        ("a.jsonl", b'{"id": 1}\n{"text": 5}\n', "line 2: saw int"),
         ("a.jsonl", b'{"text": null}\n{"text": " "}\n', "saw no text"),
         ("a.jsonl", b"", "saw no text"),
         ("a.txt", b" \n\n ", "saw no text"),
@@ -127,6 +128,14 @@ def test_unusable_data_is_named(tmp_path: Path, name: str, content: bytes, wante
     with pytest.raises(DataError, match=wanted) as caught:
         load(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_rows_without_the_field_are_left_out_where_others_have_it(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", texts(30))
+    before = load(tmp_path)
+    lines = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text('{"id": 0}\n' + lines + '{"id": 31, "title": "none"}\n')
+    assert load(tmp_path) == before
 
 
 def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """An owner's text: read where it lies, cleaned of repeats, and split by document.
 
-Files are streamed through Hugging Face `datasets`: no copy is made, nothing is asked of a network. A document falls
-on the same side on every machine and beside any others (`motet.protocols.split`); the parts of a long text file
-stay together; no held-out document repeats half of its shingles from the others. Files that end in .gz, .bz2 or .xz
-are unpacked as they are read. The corpus is held in memory.
+Files are streamed, JSON line by line and others through Hugging Face `datasets`: no copy is made, nothing is asked of
+a network. A document falls on the same side on every machine and beside any others (`motet.protocols.split`); the
+parts of a long text file stay together; no held-out document repeats half of its shingles from the others. Files that
+end in .gz, .bz2 or .xz are unpacked as they are read. The corpus is held in memory.
 
     corpus = load_corpus(home.config.data, home.path)
     corpus.train, corpus.held_out                  # documents
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.client.conversations import Chat
+from motet.client.json_lines import UNPACKED_BY, json_rows
 from motet.client.near_duplicates import apart, distinct
 from motet.client.owner import DataConfig
 from motet.moe.spans import Spans
@@ -32,7 +33,6 @@ from motet.protocols.split import PUBLIC_SEED, PUBLIC_SHARE, is_held_out
 PART_BYTES = 4096
 """Longer text files are cut, at blank lines where they can be, into documents of about this size."""
 
-_PACKED = (".gz", ".bz2", ".xz")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _log = logging.getLogger(__name__)
 
@@ -176,41 +176,49 @@ def _documents(path: Path, config: DataConfig, chat: Chat | None = None) -> Iter
 
 def _conversations(path: Path, chat: Chat) -> Iterator[_Document]:
     """The conversations of JSON lines, each rendered as one document."""
-    for number, row in enumerate(_read(path, "jsonl"), start=1):
+    for place, row in json_rows(path, "messages"):
         try:
             found = chat.conversation(row.get("messages"))
         except DataError as error:
-            raise DataError(f"{path}: row {number}: {error}; correct it, or leave it out") from error
+            raise DataError(f"{path}: {place}: {error}; correct it, or leave it out") from error
         yield _Document(text=found.text, family=found.told, answers=found.answers, told=found.told)
 
 
 def _kind_of(path: Path) -> str:
     """What a file is by its name, packed or not."""
-    inner = path.with_suffix("") if path.suffix.lower() in _PACKED else path
+    inner = path.with_suffix("") if path.suffix.lower() in UNPACKED_BY else path
     return _SUFFIXES.get(inner.suffix.lower(), "text")
 
 
 def _rows(path: Path, kind: str, field: str) -> Iterator[_Document]:
-    """The documents of a table; rows whose field is null or blank are left out."""
-    for number, row in enumerate(_read(path, kind), start=1):
+    """The documents of a table; rows without the field, or where it is null or blank, are left out."""
+    found, others = False, None
+    for place, row in json_rows(path, field) if kind == "jsonl" else _numbered(path, kind):
         if field not in row:
-            raise DataError(
-                f"saw no field {field!r} in {path}, only {', '.join(sorted(row)[:12])}; set text_field under [data], "
-                'or format = "messages" for conversations'
-            )
-        text = row[field]
+            others = sorted(row) if others is None else others
+            continue
+        found, text = True, row[field]
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{path}: row {number}: saw {type(text).__name__} in {field!r}, wanted text; correct it")
+            raise DataError(f"{path}: {place}: saw {type(text).__name__} in {field!r}, wanted text; correct it")
         if text and text.strip():
             yield _Document(text=text, family=text)
+    if others is not None and not found:
+        raise DataError(
+            f"saw no field {field!r} in {path}, only {', '.join(others[:12]) or 'empty objects'}; set text_field under "
+            '[data], or format = "messages" for conversations'
+        )
+
+
+def _numbered(path: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((f"row {number}", row) for number, row in enumerate(_read(path, kind), start=1))
 
 
 def _read(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The rows of one file, streamed."""
+    """The rows of one file that is not JSON, streamed."""
     dataset = _dataset(path, kind)
     try:
         yield from dataset
-    except Exception as error:  # datasets passes on whatever pyarrow, json and the codecs raise
+    except Exception as error:  # datasets passes on whatever pyarrow and the codecs raise
         raise _unreadable(path, kind, error) from error
 
 
@@ -225,8 +233,6 @@ def _dataset(path: Path, kind: str) -> Iterable[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as cache:  # only a lock is put there, and only until the file is opened
             if kind == "text":
                 rows = IterableDataset.from_text(name, cache_dir=cache, sample_by="document")
-            elif kind == "jsonl":
-                rows = IterableDataset.from_json(name, cache_dir=cache)
             else:
                 rows = IterableDataset.from_parquet(name, cache_dir=cache)
     except StopIteration:
@@ -237,7 +243,7 @@ def _dataset(path: Path, kind: str) -> Iterable[dict[str, Any]]:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
-    what = {"jsonl": "JSON lines in UTF-8", "text": "text in UTF-8", "parquet": "a Parquet file"}[kind]
+    what = {"text": "text in UTF-8", "parquet": "a Parquet file"}[kind]
     saw = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else type(error).__name__
     return DataError(f"cannot read {path} as {what} ({saw}); mend it, or leave it out of [data] files")
 
