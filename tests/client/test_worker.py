@@ -25,7 +25,7 @@ from motet.protocols.jobs import contribution_of, rides_inline
 from motet.protocols.receipts import Receipt
 from motet.protocols.signing import Signed, SigningKey
 from motet.protocols.training_steps import TrainingStep
-from tests.client.conftest import packed_of
+from tests.client.conftest import edit, packed_of
 
 SCRIPT = "import sys, pathlib; from motet.client.worker import run_worker; run_worker(pathlib.Path(sys.argv[1]))"
 
@@ -97,6 +97,42 @@ def test_what_was_contributed_by_hand_does_not_wait_for_consent_again(make_home,
     assert packed is not None
     contribute(home, packed)
     assert run_once(home, ask(home)).state == "done"
+    assert len(coordinator.received) == 1
+
+
+@pytest.mark.parametrize("asked", ["before", "after"])
+def test_an_expert_sent_by_hand_is_not_replaced_by_the_job_that_asks_for_one(
+    make_home, coordinator, asked: str
+) -> None:
+    home = make_home()
+    job = ask(home) if asked == "before" else None
+    sent = packed_of(home)
+    contribute(home, sent)
+    edit(home, "steps = 6", "steps = 7")  # what the job would train, and send by itself
+    state = run_once(home, job or ask(home))
+    assert (state.state, contribution_of(state), rides_inline(state)) == ("done", sent.digest, False)
+    assert [manifest.digest for manifest in coordinator.received] == [sent.digest]
+    contribute(home, packed_of(home))  # another by hand is sent, and the job stays what it was
+    assert contribution_of(state_of(home, state.id)) == sent.digest
+    assert [manifest.version for manifest in coordinator.received] == [1, 2]
+
+
+def test_a_contribution_by_hand_that_is_refused_leaves_the_job_to_be_run(make_home, coordinator) -> None:
+    coordinator.verdict = "refused"
+    home = make_home()
+    contribute(home, packed_of(home))
+    assert Spool(home.path).jobs() == []
+
+
+def test_what_is_sent_leaves_a_job_under_way_alone_and_ends_one_that_a_crash_left(make_home, coordinator) -> None:
+    home = make_home()
+    job, packed, worker = ask(home), packed_of(home), Spool(home.path)
+    worker.claim()
+    contribute(home, packed)
+    assert state_of(home, job).state == "running"
+    worker.close()
+    contribute(home, packed)
+    assert state_of(home, job).state == "done"
     assert len(coordinator.received) == 1
 
 

@@ -167,6 +167,8 @@ def send(home: OwnerHome, packed: Packed, *, progress: Callable[[int, int], None
 def export(packed: Packed, path: Path) -> Path:
     """Write the contribution as one file (`motet.protocols.container`), for a site without a connection.
 
+    It ends no job: nobody here learns whether the file arrives, or what becomes of it.
+
     Raises:
         StorageError: the disk is full.
     """
@@ -189,8 +191,10 @@ def job_result(packed: Packed, sent: Sent | None, *, inline: bool = False) -> di
 def settle_jobs(home: OwnerHome, packed: Packed, sent: Sent | None, *, inline: bool = False) -> None:
     """End the jobs that wait for the owner's consent to this contribution, now that it is given.
 
-    They are done when it was admitted or is on offer, and failed when the coordinator refused it. What rides in
-    Flower's reply needs a job to answer: where none waits, the one that the coordinator will ask for is done already.
+    They are done when it was admitted or is on offer, and failed when the coordinator refused it. Where none waits and
+    nothing was refused, the job that the coordinator has asked for, or will, is done already: run, it would train
+    another expert in place of the one that was chosen. What was sent leaves alone a job that the worker is at, which
+    its owner did not stop, and one that was done before; what rides in Flower's reply needs a job to answer.
     """
     spool, refused = Spool(home.path), sent is not None and sent.verdict.status != "admitted"
     state: Phase = "failed" if refused else "done"
@@ -199,8 +203,9 @@ def settle_jobs(home: OwnerHome, packed: Packed, sent: Sent | None, *, inline: b
     waiting = [job for job in spool.jobs() if job.state == "waiting" and contribution_of(job) == packed.digest]
     for job in waiting:
         spool.update(job.id, state, detail=detail, result=result)
-    if inline and not waiting:
-        spool.fulfil(TrainRequest(charter=home.charter.digest), detail=detail, result=result)
+    if not waiting and not refused:
+        leave: tuple[Phase, ...] = () if inline else ("running", "done")
+        spool.fulfil(TrainRequest(charter=home.charter.digest), detail=detail, result=result, leave=leave)
 
 
 def verdict_line(sent: Sent) -> str:

@@ -16,7 +16,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +93,18 @@ class Spool:
             state = JobState(id=job_id(request), kind=kind, state="queued", updated=time.time())
             return self._write(_JobFile(request=request, state=state, submitted=time.time()))
 
-    def fulfil(self, request: Request, *, detail: str, result: dict[str, Any]) -> JobState:
+    def fulfil(
+        self, request: Request, *, detail: str, result: dict[str, Any], leave: Collection[Phase] = ()
+    ) -> JobState:
         """Record as done what the owner did by hand, whether or not it has been asked for yet.
+
+        A job that is "running" with no worker was left by a crash, and counts as queued.
+
+        Args:
+            request: what the job was, or will be, asked to do.
+            detail: one line for people.
+            result: see `JobState.result`.
+            leave: states in which the job stays as it is.
 
         Raises:
             SpoolError: the worker is at that job, or its file is damaged.
@@ -103,7 +113,10 @@ class Spool:
         name, now = job_id(request), time.time()
         with self._editing():
             known = self._read(name) if self._path(name).exists() else None
-            if known is not None and known.state.state == "running":
+            running = known is not None and known.state.state == "running" and self.worker_alive()
+            if known is not None and known.state.state in leave and (running or known.state.state != "running"):
+                return known.state
+            if running:
                 raise SpoolError(f"saw {name} running, wanted it at rest; let the worker finish, or stop it first")
             state = JobState(
                 id=name, kind=kind_of(request), state="done", progress=1, detail=detail, updated=now, result=result
