@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from typer.testing import CliRunner
 
-from motet.cli import run
+from motet.cli import build, run
 from motet.client.adapter_sources import lowrank_in
 from motet.client.adapters import write_adapter
 from motet.client.adoption import adopt
 from motet.client.contribute import contribute, describe, export, warnings
 from motet.client.desk import Desk
-from motet.client.outbox import Packed
+from motet.client.outbox import Packed, deciding, find_packed, packed_contributions
 from motet.client.owner import OwnerHome
-from motet.client.preparation import prepare
+from motet.client.preparation import open_anchor, prepare
 from motet.client.spool import Spool
 from motet.client.training import expert_model
 from motet.moe.anchor import Anchor
@@ -26,7 +27,9 @@ from motet.protocols.control import TrainRequest
 from motet.protocols.errors import ConfigurationError, ExpertError, ExpertSetError, SpoolError, WorkerBusy
 from motet.protocols.expert_files import StoredTensors, materialise_file
 from motet.protocols.jobs import StatusQuery, job_id
+from tests.client.conftest import edit as edit_settings
 from tests.client.conftest import packed_of
+from tests.client.test_adapters import edit, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
 IDS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -128,6 +131,29 @@ def test_an_expert_that_makes_its_owners_text_worse_is_pointed_out(make_home, tm
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
 
 
+def test_until_its_owner_agrees_an_adapter_is_no_contribution(make_home, tmp_path: Path) -> None:
+    home = make_home(codec={"method": "int8"}, training={"kind": "lowrank"})
+    trained, adapter = packed_of(home), saved(open_anchor(home), tmp_path / "adapter")
+    edit(adapter, base_model_name_or_path=str(home.anchor))
+    contribute(home, trained)
+    said = CliRunner().invoke(build(), ["contribute", "--dir", str(home.path), "--adapter", str(adapter)], input="n\n")
+    assert said.exit_code == 1
+    assert "version 2 of medicine" in said.output
+    assert [packed.digest for packed in packed_contributions(home)] == [trained.digest]
+    killed = adopt(home, adapter, draft=True)  # its process ends here
+    assert packed_of(home).digest == trained.digest  # else the job that comes next would send it again
+    with deciding(adopt(home, adapter, draft=True), home) as agree:
+        edit_settings(home, "steps = 6", "steps = 5")
+        packed_of(home)  # the worker's, while the owner reads
+        with pytest.raises(ConfigurationError, match=r"saw version 2 .* while you decided; run the command again"):
+            agree()
+    assert not killed.folder.exists()
+    with deciding(adopt(home, adapter, draft=True), home) as agree:
+        agreed = agree()
+    assert find_packed(home).digest == agreed.digest == adopt(home, adapter, draft=True).digest
+    assert {path.name for path in home.outbox.iterdir()} == {each.folder.name for each in packed_contributions(home)}
+
+
 def test_it_waits_for_the_worker(make_home, tmp_path: Path) -> None:
     home = make_home()
     spool = Spool(home.path)
@@ -198,9 +224,16 @@ def test_the_commands_take_an_adapter_and_write_one(
 ) -> None:
     home = make_home(codec={"method": "int8"})
     adapter = str(trained_with_peft(home, tmp_path / "adapter"))
-    assert run(["contribute", "--dir", str(home.path), "--adapter", adapter, "--dry-run", "--json"]) == 0
-    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    command = ["contribute", "--dir", str(home.path), "--adapter", adapter, "--json"]
+    assert run([*command, "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    manifest = told["manifest"]
     assert (manifest["kind"], manifest["rank"]) == ("lowrank", 4)
+    assert list(home.outbox.iterdir()) == []
+    file = tmp_path / "medicine.motet"
+    assert run([*command, "--yes", "--to", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"contribution": told["contribution"], "file": str(file)}
+    assert find_packed(home).digest == told["contribution"]
     assert run(["export-adapter", str(home.path), str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rank"] == 4
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

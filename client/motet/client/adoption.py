@@ -5,13 +5,16 @@ figures are of held-out text; adopted again, the same adapter on the same text i
 
     packed = adopt(OwnerHome.load(Path("owner")), Path("adapter"))
     packed.contribution.rank, packed.contribution.bits_per_byte
+
+    with deciding(adopt(home, adapter, draft=True), home) as agree:     # while its owner has not said yes
+        ...
 """
 
 from pathlib import Path
 
 from motet.client.adapters import Adapter, read_adapter
 from motet.client.lowrank import Expansion
-from motet.client.outbox import Packed
+from motet.client.outbox import Packed, clear_drafts
 from motet.client.owner import OwnerHome, require_kind
 from motet.client.packing import pack
 from motet.client.preparation import Material, fetch_anchor, open_anchor, prepare
@@ -28,6 +31,7 @@ def adopt(
     directory: Path,
     *,
     base_confirmed: bool = False,
+    draft: bool = False,
     report: Report = lambda share, line: None,
 ) -> Packed:
     """Check, measure and pack an adapter; nothing leaves.
@@ -36,6 +40,8 @@ def adopt(
         home: the owner's.
         directory: the adapter's folder.
         base_confirmed: the owner's word that it was trained on the charter's anchor, for where it does not tell.
+        draft: whether the owner is still to be asked (`motet.client.outbox.deciding`): it is the newest contribution,
+            which the next job is compared with, only once they agree.
         report: told the share done, and a line for people.
 
     Raises:
@@ -48,6 +54,7 @@ def adopt(
     require_kind(home.charter, "lowrank", 1)
     require_ready(home)
     with Spool(home.path).holding():
+        clear_drafts(home)
         report(0.0, "reading the adapter and the anchor")
         fetch_anchor(home)
         limit = home.charter.experts.max_rank
@@ -56,7 +63,8 @@ def adopt(
             report(0.1, f"warning: {adapter.doubt}; you vouch that it was trained on the charter's anchor")
         report(0.1, "measuring the text")
         material = prepare(home)
-        return pack(_expert(adapter, material), material, home, tell=lambda line: report(0.5, line))
+        expert = _expert(adapter, material)
+        return pack(expert, material, home, tell=lambda line: report(0.5, line), draft=draft)
 
 
 def _expert(adapter: Adapter, material: Material) -> TrainedExpert:

@@ -117,7 +117,9 @@ def train(
 def work(
     directory: Home,
     part: Annotated[Part, typer.Argument(help="Which of the owner's processes to run.")] = Part.ALL,
-    once: Annotated[bool, typer.Option(help="For worker: end when nothing is queued.")] = False,
+    once: Annotated[
+        bool, typer.Option(help="For worker: end when nothing is queued; in error if a job failed.")
+    ] = False,
     superlink: Annotated[str | None, typer.Option(help="host:port of the SuperLink instead of the charter's.")] = None,
 ) -> None:
     """Run the owner's side: the SuperNode that takes wishes, and the worker that fulfils them."""
@@ -143,19 +145,22 @@ def contribute(
 ) -> None:
     """Show what leaves, ask, and send the contribution; a broken transfer resumes."""
     from motet.client import contribute as contributing
+    from motet.client.outbox import deciding
     from motet.client.owner import OwnerHome
 
     home = OwnerHome.load(directory)
-    packed = _meant(home, contribution, adapter, base_confirmed=base_confirmed)
-    leaving = contributing.describe(packed, home)
-    if dry_run:
-        value = {"contribution": packed.digest, "sent": False} | contributing.described(packed, home)
-        show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
-        return
-    for line in leaving:
-        note(line)
-    if not yes:
-        typer.confirm("Let this leave?", abort=True, err=True)
+    meant = _meant(home, contribution, adapter, base_confirmed=base_confirmed)
+    with deciding(meant, home) as agree:
+        leaving = contributing.describe(meant, home)
+        if dry_run:
+            value = {"contribution": meant.digest, "sent": False} | contributing.described(meant, home)
+            show(value, as_json=as_json, lines=[*leaving, "nothing was sent"])
+            return
+        for line in leaving:
+            note(line)
+        if not yes:
+            typer.confirm("Let this leave?", abort=True, err=True)
+        packed = agree()
     if to is not None:
         _show_written(packed.digest, contributing.export(packed, to), as_json=as_json)
         return
@@ -164,7 +169,7 @@ def contribute(
 
 
 def _meant(home: "OwnerHome", contribution: str | None, adapter: Path | None, *, base_confirmed: bool) -> "Packed":
-    """The contribution that is to leave: one of the outbox, or an adapter's, packed now."""
+    """The contribution that is to leave: one of the outbox, or an adapter's, packed now as a draft."""
     from motet.client.outbox import find_packed
 
     if adapter is None:
@@ -173,7 +178,7 @@ def _meant(home: "OwnerHome", contribution: str | None, adapter: Path | None, *,
         raise typer.BadParameter("name a contribution that is packed, or an adapter to pack, not both")
     from motet.client.adoption import adopt
 
-    return adopt(home, adapter, base_confirmed=base_confirmed, report=lambda share, line: note(line))
+    return adopt(home, adapter, base_confirmed=base_confirmed, draft=True, report=lambda share, line: note(line))
 
 
 def _show_written(contribution: str, file: Path, *, as_json: bool) -> None:

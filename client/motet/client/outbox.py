@@ -2,12 +2,22 @@
 
 for packed in packed_contributions(home):
     packed.digest, packed.update, packed.status(home)
+
+with deciding(draft, home) as agree:     # a draft is a contribution whose owner has not said yet whether to make it
+    packed = agree()                     # without it nothing of the draft is left
+
+A draft lies in a hidden folder, which nothing counts as a contribution; what was killed before its owner decided is
+removed with the next draft.
 """
 
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from motet.client.owner import OwnerHome, read_signed
+from motet.protocols.canonical import storage_errors, sync_directory
 from motet.protocols.container import MANIFEST_NAME, UPDATE_NAME
 from motet.protocols.contribution import Contribution
 from motet.protocols.errors import ConfigurationError
@@ -17,6 +27,8 @@ from motet.protocols.signing import Signed
 RECEIPT_NAME = "receipt.json"
 PROXIES_NAME = "proxies.txt"
 """What the owner is shown of the proxies that the manifest names."""
+DRAFT = ".draft-"
+"""How the name of a draft's folder begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +94,46 @@ def find_packed(home: OwnerHome, digest: str | None = None) -> Packed:
             return packed
     what = "a contribution" if digest is None else f"the contribution {digest}"
     raise ConfigurationError(f"saw no sign of {what} in {home.outbox}; make one with `motet train`")
+
+
+@contextmanager
+def deciding(packed: Packed, home: OwnerHome) -> Iterator[Callable[[], Packed]]:
+    """While the owner decides; what is yielded puts a draft into the outbox, and one that was not is removed.
+
+    What is no draft stays where it is, agreed to or not. Agreeing raises ConfigurationError when the worker packed
+    another version meanwhile, or the draft is gone, and StorageError when the disk is full.
+    """
+    try:
+        yield lambda: _agreed(packed, home)
+    finally:
+        if _is_draft(packed):
+            shutil.rmtree(packed.folder, ignore_errors=True)
+
+
+def clear_drafts(home: OwnerHome) -> None:
+    """Remove the drafts of processes that were killed while their owner decided."""
+    for folder in home.outbox.glob(f"{DRAFT}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_draft(packed: Packed) -> bool:
+    return packed.folder.name.startswith(DRAFT)
+
+
+def _agreed(packed: Packed, home: OwnerHome) -> Packed:
+    if not _is_draft(packed):
+        return packed
+    newest = max((each.contribution.version for each in packed_contributions(home)), default=0)
+    if newest >= packed.contribution.version or not packed.folder.is_dir():
+        raise ConfigurationError(
+            f"saw version {newest} in {home.outbox}, wanted one before this draft's {packed.contribution.version} and "
+            "the draft itself: something else was packed or measured while you decided; run the command again"
+        )
+    target = home.contribution(packed.digest)
+    with storage_errors(target):
+        packed.folder.rename(target)
+        sync_directory(home.outbox)
+    return read_packed(target, owner=home.key.public)
 
 
 def read_packed(folder: Path, *, owner: str) -> Packed:

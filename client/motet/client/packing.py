@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from motet.client.encoding import Encoded, Tell, encode_expert
-from motet.client.outbox import PROXIES_NAME, Packed, packed_contributions, read_packed
+from motet.client.outbox import DRAFT, PROXIES_NAME, Packed, packed_contributions, read_packed
 from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
 from motet.client.proxy_list import NamedProxies, name_proxies, wanted_proxies
@@ -50,6 +50,7 @@ def pack(
     *,
     tell: Tell = lambda line: None,
     stands_for: str | None = None,
+    draft: bool = False,
 ) -> Packed:
     """Encode, tune, measure, sign, and put into the outbox.
 
@@ -60,6 +61,8 @@ def pack(
         tell: told what comes next, before every evaluation; what it raises ends the packing, and nothing is kept.
         stands_for: what the expert was squeezed out of: `trained.fingerprint`, or `origin_of` a contribution. While it
             is the newest, that is not packed again: a job that comes later would undo the owner's choice.
+        draft: whether the owner is still to be asked (`motet.client.outbox.deciding`). A low-rank expert's only: of a
+            full one more is kept than its folder.
 
     Raises:
         ConfigurationError: the charter does not admit the codec's method, or what chooses proxies is not installed.
@@ -77,6 +80,8 @@ def pack(
     manifest = _manifest(trained, material, home, encoded, named)
     _write_papers(folder, manifest, home, _PackingRecord(key=key, stands_for=stands_for), named)
     target = home.contribution(manifest.digest)
+    if draft:
+        target = target.with_name(f"{DRAFT}{target.name}")
     _keep_version(trained, material, home, encoded, manifest)
     with storage_errors(target):
         folder.rename(target)
