@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from motet.cli import run
 from motet.client import operations
 from motet.client.spool import Spool
 from motet.protocols.control import TrainRequest
@@ -20,6 +21,17 @@ def test_a_worker_that_runs_once_ends_with_the_queue(make_home, coordinator) -> 
     operations.run_worker(home.path, once=True, announce=told.append)
     assert Spool(home.path).job(job).state.state == "done"
     assert str(home.path) in told[0]
+
+
+def test_a_worker_that_runs_once_ends_in_error_when_a_job_failed(make_home, capsys) -> None:
+    home = make_home()
+    (home.path / "own.jsonl").unlink()
+    job = Spool(home.path).submit("train", TrainRequest(charter=home.charter.digest)).id
+    command = ["work", "worker", "--once", "--dir", str(home.path)]
+    assert run(command) == FederationError.exit_code
+    assert f"saw {job} fail" in capsys.readouterr().err
+    assert Spool(home.path).job(job).state.state == "failed"
+    assert run(command) == 0  # an earlier call's is none of this one's
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -77,7 +89,7 @@ def test_beside_another_worker_nothing_stays_running(make_home, monkeypatch) -> 
     assert time.monotonic() - before < 20
 
 
-@pytest.mark.parametrize("run", [operations.run_all, operations.run_supernode])
-def test_a_folder_that_is_no_home_is_named(tmp_path: Path, run) -> None:
+@pytest.mark.parametrize("process", [operations.run_all, operations.run_supernode])
+def test_a_folder_that_is_no_home_is_named(tmp_path: Path, process) -> None:
     with pytest.raises(ConfigurationError, match=r"owner\.toml"):
-        run(tmp_path, announce=lambda line: None)
+        process(tmp_path, announce=lambda line: None)

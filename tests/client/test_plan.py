@@ -88,6 +88,15 @@ def test_the_plan_tells_the_learning_rate_and_warns_of_one_for_whole_matrices(ma
     assert plan.seconds is not None  # which is no reason not to try
 
 
+def test_it_warns_of_sequences_beyond_the_anchors_positions(make_home) -> None:
+    plan = plan_training(make_home(training={"sequence_length": 128}).path)
+    assert (plan.max_position_embeddings, plan.warnings) == (128, [])
+    longer = dataclasses.replace(plan, sequence_length=129)
+    assert longer.warnings[0].startswith("sequence_length = 129 is beyond the anchor's max_position_embeddings, 128: ")
+    assert longer.as_json()["max_position_embeddings"] == 128
+    assert not dataclasses.replace(longer, max_position_embeddings=None).warnings
+
+
 def test_it_warns_when_memory_will_not_do_and_tries_nothing(make_home, monkeypatch) -> None:
     monkeypatch.setattr(planning, "free_bytes", lambda device: 1_000_000)
     monkeypatch.setattr(planning, "try_step", lambda *args: pytest.fail("a trial would have run out of memory"))

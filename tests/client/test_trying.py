@@ -15,7 +15,7 @@ from motet.client.composite_trial import CompositeTrial
 from motet.client.own_expert import find_source
 from motet.client.owner import DataConfig, OwnerHome
 from motet.client.try_commands import FileFormat
-from motet.client.trying import guest, plan_trial, try_composite
+from motet.client.trying import guest, plan_trial, try_composite, window_length
 from motet.protocols.canonical import write_atomically
 from motet.protocols.composite_manifest import read_composite_manifest
 from motet.protocols.errors import AnchorMismatch, AssemblyError, ConfigurationError, DataError, TransferRefused
@@ -135,6 +135,13 @@ def test_a_guest_is_let_in_only_where_the_charter_says_so(
     assert list(trial.bits_per_byte) == ["anchor", "composite"]
     assert trial.documents == 30  # nothing was learnt from any
     assert {path.name for path in (tmp_path / "guest").iterdir()} == {"composites"}
+
+
+def test_a_guests_windows_end_where_the_anchors_positions_do(make_home, charter_file, federation) -> None:
+    home = make_home(training={"sequence_length": 512})
+    who = guest(charter_file, home.path / "guest", data=home.config.data, coordinator=federation.key.public)
+    assert [window_length(who, positions) for positions in (128, 1 << 20)] == [128, who.config.training.sequence_length]
+    assert window_length(home, 128) == 512  # as the owner said, and the expert was trained
 
 
 def test_a_folder_handed_over_needs_no_coordinator(make_home, coordinator, colleague, tmp_path: Path) -> None:

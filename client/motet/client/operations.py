@@ -21,12 +21,22 @@ Announce = Callable[[str], None]
 
 
 def run_worker(directory: Path, *, once: bool = False, announce: Announce) -> None:
-    """Run the spool's jobs until a signal, or with `once` until none is queued."""
+    """Run the spool's jobs until a signal, or with `once` until none is queued.
+
+    Raises:
+        FederationError: `once`, and jobs of this call failed.
+        WorkerBusy, ConfigurationError, SignatureError: as the worker raises them.
+    """
     from motet.client.worker import run_worker as work
 
     announce(f"worker of {directory} waiting for jobs")
     _tell_of_jobs()
-    work(directory.absolute(), once=once)
+    failed = work(directory.absolute(), once=once)
+    if once and failed:
+        raise FederationError(
+            f"saw {', '.join(failed)} fail, wanted every job to end well; the log above says why, and a failed job is "
+            "run again when the coordinator asks for it again"
+        )
 
 
 def run_supernode(directory: Path, *, superlink: str | None = None, announce: Announce) -> int:

@@ -40,6 +40,9 @@ class TrainingPlan:
     """At its peak: as owner.toml says, or what suits the kind of expert."""
     tokens: int
     """Tokens in all batches, public text included."""
+    sequence_length: int
+    max_position_embeddings: int | None
+    """How many positions the anchor was made for; None if its configuration does not say."""
     trained_parameters: int
     frozen_parameters: int
     update_bytes: int
@@ -76,7 +79,13 @@ class TrainingPlan:
             f"what suits whole matrices: leave it out of [training] for {PEAK_RATES['lowrank']:g}, or set more"
         )
         slow = self.kind == "lowrank" and self.learning_rate < PEAK_RATES["lowrank"] / 2
-        return [*([] if self.fits else [memory]), *([rate] if slow else [])]
+        far = (
+            f"sequence_length = {self.sequence_length} is beyond the anchor's max_position_embeddings, "
+            f"{self.max_position_embeddings}: of later positions it has learnt nothing; set no more than that"
+        )
+        beyond = self.max_position_embeddings is not None and self.sequence_length > self.max_position_embeddings
+        told = ((memory, not self.fits), (rate, slow), (far, beyond))
+        return [line for line, holds in told if holds]
 
     def as_json(self) -> dict[str, object]:
         """The plan as a JSON object."""
@@ -125,6 +134,8 @@ def plan_training(directory: Path) -> TrainingPlan:
         steps=settings.steps,
         learning_rate=settings.peak_rate,
         tokens=settings.steps * per_step,
+        sequence_length=settings.sequence_length,
+        max_position_embeddings=anchor.config.get("max_position_embeddings"),
         trained_parameters=shape.trained(settings),
         frozen_parameters=shape.parameters,
         update_bytes=_update_bytes(home, anchor.manifest),

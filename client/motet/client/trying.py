@@ -217,7 +217,7 @@ def _measured(
     windows = windows_of(
         AutoTokenizer.from_pretrained(folder, local_files_only=True),
         texts,
-        sequence_length=settings.sequence_length,
+        sequence_length=window_length(home, model.config.max_position_embeddings),
         batch_size=settings.batch_size,
         answers=corpus.answers,
     )
@@ -230,6 +230,12 @@ def _measured(
         on_system=lambda system: tell(f"scoring {system}"),
     )
     return CompositeTrial.of(losses)
+
+
+def window_length(home: OwnerHome, positions: int) -> int:
+    """Tokens of a window: as owner.toml says, and for a guest, who has none, no more than the anchor's positions."""
+    length = home.config.training.sequence_length
+    return length if joined(home) else min(length, positions)
 
 
 def _corpus(home: OwnerHome) -> Corpus:

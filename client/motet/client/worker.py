@@ -50,7 +50,7 @@ Report = Callable[[float, str], None]
 
 def run_worker(
     home: Path, *, once: bool = False, poll_seconds: float = 0.5, stop: threading.Event | None = None
-) -> None:
+) -> list[str]:
     """Run jobs until told to stop, or with `once` until none is queued.
 
     Args:
@@ -59,11 +59,14 @@ def run_worker(
         poll_seconds: how long to wait between looks at an empty queue.
         stop: set it to stop from another thread; signals do it otherwise.
 
+    Returns:
+        The names of the jobs that failed.
+
     Raises:
         WorkerBusy: another worker holds this home's spool.
         ConfigurationError, SignatureError: the home cannot be used.
     """
-    stopping = stop or threading.Event()
+    stopping, failed = stop or threading.Event(), list[str]()
     OwnerHome.load(home)
     spool = Spool(home)
     try:
@@ -71,13 +74,15 @@ def run_worker(
             while not stopping.is_set():
                 job = spool.claim()
                 if job is not None:
-                    _JobRun(home=home, spool=spool, job=job, stopping=stopping).run()
+                    run = _JobRun(home=home, spool=spool, job=job, stopping=stopping)
+                    failed += [job.id] if run.run() == "failed" else []
                 elif once:
-                    return
+                    break
                 else:
                     stopping.wait(poll_seconds)
     finally:
         spool.close()
+    return failed
 
 
 def make_contribution(
@@ -159,9 +164,10 @@ class _JobRun:
     stopping: threading.Event
     _reported: float = field(default=0.0, init=False)
     _logged: float = field(default=0.0, init=False)
+    _state: Phase = field(default="running", init=False)
 
-    def run(self) -> None:
-        """Run the job; whatever happens is told to the spool, and nothing is raised but the spool's own errors."""
+    def run(self) -> Phase:
+        """Run the job to the state returned; whatever happens is told to the spool, whose errors alone are raised."""
         _log.info("%s: begun", self.job.id)
         try:
             self._dispatch(OwnerHome.load(self.home))
@@ -170,6 +176,7 @@ class _JobRun:
         except Exception as error:  # its message stays in the log here: a job's state is shown to the coordinator
             _log.error("%s: %s", self.job.id, error, exc_info=None if isinstance(error, MotetError) else error)
             self._tell("failed", detail=disclosed(error))
+        return self._state
 
     def _dispatch(self, home: OwnerHome) -> None:
         request = self.job.request
@@ -237,6 +244,7 @@ class _JobRun:
     ) -> None:
         if state != "running":
             _log.info("%s: %s: %s", self.job.id, state, detail)
+        self._state = state
         self.spool.update(self.job.id, state, progress=progress, detail=detail, result=result)
 
 
