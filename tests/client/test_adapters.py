@@ -264,6 +264,13 @@ def test_a_base_that_is_not_known_needs_its_owners_word(anchor: Anchor, tmp_path
         assert read_adapter(directory, anchor, max_rank=64, base_confirmed=True).rank == 4
 
 
+def test_an_empty_name_is_no_base_wherever_one_stands(anchor: Anchor, tmp_path: Path, monkeypatch) -> None:
+    directory = edit(saved(anchor, tmp_path / "adapter"), base_model_name_or_path="")
+    monkeypatch.chdir(anchor.directory)
+    with pytest.raises(ConfigurationError, match=r"saw no base in .*--base-confirmed"):
+        read_adapter(directory, anchor, max_rank=64)
+
+
 def test_any_configuration_is_parsed_or_refused() -> None:
     for value in (
         None,

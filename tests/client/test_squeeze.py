@@ -224,6 +224,16 @@ def test_a_low_rank_expert_only_shrinks(make_home, tmp_path: Path) -> None:
     assert cut.curve.rank == 3
 
 
+def test_a_rank_beyond_the_smaller_side_of_a_matrix_shrinks_to_that_at_most(make_home) -> None:
+    home = make_home(training={"kind": "lowrank", "rank": 40, "steps": 1})
+    packed = packed_of(home)
+    done = squeeze_file(packed.update, home.anchor, Goal(rank=32))
+    assert [point.rank for point in done.curve.points] == [1, 2, 4, 8, 16, 32]
+    assert done.curve.points[-1].energy == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ExpertError, match=r"of rank 40 already.*at most 32"):
+        squeeze_file(packed.update, home.anchor, Goal(rank=33))
+
+
 def test_what_the_charter_rules_out_is_refused(home: OwnerHome) -> None:
     with pytest.raises(ConfigurationError, match="rank 65, wanted at most 64"):
         squeeze_own(home, Goal(rank=65))

@@ -78,6 +78,19 @@ def test_factors_are_cut_without_their_product() -> None:
         decompose([("w", factors)], rank=11)
 
 
+@pytest.mark.parametrize(("out", "into"), [(12, 20), (20, 12), (6, 8)])
+def test_factors_of_more_rank_than_their_product_can_have_are_cut(out: int, into: int) -> None:
+    draw = torch.Generator().manual_seed(5)
+    factors = Factors(a=torch.randn(16, into, generator=draw), b=torch.randn(out, 16, generator=draw))
+    product, least = factors.b @ factors.a, min(out, into)
+    found = decompose([("w", factors)], rank=least)
+    whole = found.factors(least)["w"]
+    assert torch.allclose(whole.b @ whole.a, product, atol=1e-3)
+    assert found.energy(3) == pytest.approx(decompose([("w", product)], rank=3).energy(3), rel=1e-5)
+    with pytest.raises(ExpertError, match=f"rank {least + 1}, wanted one from 1 to {least}"):
+        decompose([("w", factors)], rank=least + 1)
+
+
 def test_nothing_changed_is_nothing_lost() -> None:
     found = decompose([("w", torch.zeros(8, 6))], rank=3)
     assert found.energy(1) == 1.0

@@ -158,6 +158,7 @@ def _require_base(named: str | None, anchor: Anchor, confirmed: bool) -> str | N
 
     What speaks against it all the same is returned.
     """
+    named = named or None  # an empty name is none, and not the directory that one happens to be in
     manifest = _manifest_of(named)
     if manifest is not None and manifest.digest == anchor.digest:
         return None

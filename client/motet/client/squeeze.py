@@ -173,11 +173,12 @@ def squeezed(
 
 
 def _largest(source: SourceExpert, anchor: Anchor, goal: Goal, limit: int) -> int:
-    """The largest rank to look at: within the limit, and smaller than what there is."""
+    """The largest rank to look at: within the limit, smaller than what there is, and no more than a matrix has."""
     before, useful = source.rank, largest_rank(anchor.manifest)
     if goal.rank is not None and goal.rank > limit:
         raise ConfigurationError(f"saw rank {goal.rank}, wanted at most {limit}, the limit; choose a smaller one")
-    largest = min(limit, useful if before is None else before - 1)
+    smallest = min(side for spec in anchor.manifest.ffn() for side in spec.shape)
+    largest = min(limit, useful if before is None else min(before - 1, smallest))
     if largest < 1 or (goal.rank is not None and goal.rank > largest):
         is_now = "a full expert" if before is None else f"an expert of rank {before} already"
         raise ExpertError(

@@ -111,7 +111,7 @@ def decompose(
 
     Args:
         parts: by the anchor's tensor names; each is asked for when the one before is done.
-        rank: the largest rank wanted, at most the smaller side of every matrix, or the rank of every pair of factors.
+        rank: the largest rank wanted, at most the smaller side of every matrix, and the rank of every pair of factors.
         on_matrix: told after every matrix how many are done.
 
     Raises:
@@ -119,7 +119,7 @@ def decompose(
     """
     found: dict[str, Directions] = {}
     for name, part in parts:
-        limit = part.rank if isinstance(part, Factors) else min(part.shape)
+        limit = min(part.rank, *_shape(part)) if isinstance(part, Factors) else min(part.shape)
         if not 1 <= rank <= limit:
             raise ExpertError(f"{name}: saw rank {rank}, wanted one from 1 to {limit}; choose a smaller one")
         found[name] = _directions(name, part, rank)
@@ -136,6 +136,11 @@ def largest_rank(manifest: AnchorManifest) -> int:
 def is_randomised(shape: tuple[int, ...], rank: int) -> bool:
     """Whether a matrix is decomposed by random projections, which is faster where it is large for the rank."""
     return FASTER_FROM * (rank + OVERSAMPLING) <= min(shape)
+
+
+def _shape(factors: Factors) -> tuple[int, int]:
+    """Of their product, (out, in)."""
+    return factors.b.shape[0], factors.a.shape[1]
 
 
 def _directions(name: str, part: Tensor | Factors, rank: int) -> Directions:
@@ -169,8 +174,11 @@ def _of_matrix(change: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_product(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, rank), S, V^T (rank, in) of scale B A, without the product: decomposed is a matrix (rank, rank)."""
+    """U (out, r), S, V^T (r, in) of scale B A, without the product: decomposed is a matrix of the rank at most.
+
+    r is the rank, or the smaller side of the product where a rank beyond that was trained.
+    """
     left, upper = torch.linalg.qr(factors.b.detach().cpu().float())
     right, lower = torch.linalg.qr(factors.a.detach().cpu().float().mT)
-    u, s, vt = torch.linalg.svd(factors.scale * upper @ lower.mT)
+    u, s, vt = torch.linalg.svd(factors.scale * upper @ lower.mT, full_matrices=False)
     return left @ u, s, vt @ right.mT
