@@ -113,10 +113,22 @@ def _is_factor(name: str, number: int) -> bool:
 
 
 def _composite_config(directory: Path) -> dict[str, Any]:
+    """A native composite's configuration, with as many ranks as names, if it has ranks."""
     try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise AssemblyError(f"cannot read a composite from {directory}: {error}; fetch it again") from error
-    if config.get("model_type") != "motet" or not isinstance(config.get("expert_names"), list):
+    if not isinstance(config, dict) or config.get("model_type") != "motet" or not _is_list(config, "expert_names"):
         raise AssemblyError(f"saw no composite in {directory}, wanted a native one; name its folder")
+    if config.get("expert_ranks"):
+        ranks = len(config["expert_ranks"]) if _is_list(config, "expert_ranks") else "no list of"
+        if ranks != len(config["expert_names"]):
+            raise AssemblyError(
+                f"saw {ranks} expert_ranks in {directory / 'config.json'}, wanted {len(config['expert_names'])} as its "
+                "expert_names are; fetch the composite again"
+            )
     return config
+
+
+def _is_list(config: dict[str, Any], key: str) -> bool:
+    return isinstance(config.get(key), list)
