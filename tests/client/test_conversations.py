@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from motet.cli import run
 from motet.client.batches import pack
-from motet.client.conversations import Chat
+from motet.client.conversations import DAY, Chat
 from motet.client.data import load_corpus
 from motet.client.owner import CodecConfig, ContributionConfig, DataConfig, OwnerConfig, OwnerHome, TrainingConfig
 from motet.client.preparation import prepare
@@ -127,6 +127,47 @@ def test_what_the_template_refuses_or_hides_is_named() -> None:
     hidden = MARKED.replace("{{ m.content }}<eos>{% endgeneration %}", "{% endgeneration %}")
     with pytest.raises(DataError, match="renders its answers nowhere"):
         chat_of(hidden).conversation(TWO_TURNS)
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%-d. %B, %A", "%Y-%m-%d", "%F %H:%M:%S", "%c", "%y%j%U", "day %e"])
+def test_a_template_is_told_one_day_for_ever(form: str) -> None:
+    for rest in (PLAIN, MARKED):
+        dated = "{% if strftime_now is defined %}{% set day = strftime_now(format) %}{% endif %}{{ day }}\n" + rest
+        found = chat_of(dated.replace("format", repr(form))).conversation(TWO_TURNS)
+        assert found.text.startswith(f"{DAY.strftime(form)}\n{'' if rest is PLAIN else '<bos>'}[system]")
+        assert [found.text[start:end] for start, end in found.answers] == ["hm/Three, élan.<eos>", "hm/Four.<eos>"]
+
+
+def test_the_day_is_told_wherever_a_template_asks_for_it() -> None:
+    asked = (
+        "{% macro head(x) %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}"
+        "{% for m in messages %}{% if loop.first %}{{ head(m) }} {{ strftime_now(format='%d %b') }} {% endif %}"
+        "{% endfor %}"
+    )
+    assert chat_of(asked + PLAIN).conversation(TWO_TURNS).text.startswith("2024-07-26 26 Jul [system]")
+
+
+@pytest.mark.parametrize(
+    "begin", ["", "\n", "\n\n", "  ", "  {% if true %}x{% endif %}", "{%- if true %}x{% endif %}\n"]
+)
+def test_telling_the_day_changes_nothing_else(begin: str) -> None:
+    asks = "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    texts = {chat_of(begin + asks + PLAIN).conversation(TWO_TURNS).text, rendered(begin + asks + PLAIN)}
+    assert len(texts) == 1
+
+
+def rendered(template: str) -> str:
+    tokenizer = byte_tokenizer()
+    return tokenizer.apply_chat_template(TWO_TURNS[:-1], chat_template=template, tokenize=False)
+
+
+def test_of_several_templates_the_default_counts_and_without_one_they_are_named() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": MARKED, "tool_use": "{{ 1 // 0 }}"}
+    assert Chat.of(tokenizer).conversation(TWO_TURNS) == chat_of(MARKED).conversation(TWO_TURNS)
+    tokenizer.chat_template = {"tool_use": PLAIN, "rag": PLAIN}
+    with pytest.raises(DataError, match=r"saw the chat templates rag, tool_use .* wanted one called default"):
+        Chat.of(tokenizer)
 
 
 def test_tokens_outside_the_answers_are_muted() -> None:

@@ -3,7 +3,8 @@
 Guarantees: what is learnt is what the model would have to write. Where the template marks it ({% generation %}), the
 mark decides; else an answer is what rendering with it adds to rendering up to it with the prompt for one. An earlier
 answer that a template renders otherwise once the conversation goes on, and one that opens the conversation, so that
-there is nothing to render it against, are read and not learnt; the last one always is learnt.
+there is nothing to render it against, are read and not learnt; the last one always is learnt. A template that asks for
+today's date is told `DAY`, so that the same conversations are the same text every day and on every machine.
 
     chat = Chat.of(anchor.tokenizer())
     found = chat.conversation([{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}])
@@ -13,6 +14,7 @@ there is nothing to render it against, are read and not learnt; the last one alw
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ INSTRUCTORS = ("system", "developer")
 _REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a template raises, itself or by what it does with a conversation's values."""
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DAY = datetime(2024, 7, 26)
+"""The day that a template is told it is, midnight: the one that templates of Llama 3 take where they are told none."""
+_ASKS_THE_DAY = "strftime_now"
+_FORMATS = [f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYzZ"] + [f"%-{letter}" for letter in "dHIjmMS"]
 
 Message = dict[str, Any]
 
@@ -45,6 +51,8 @@ class Chat:
     """An instruct model's chat template. `marked` tells whether the template itself says what is generated."""
 
     tokenizer: Any
+    template: str
+    """The tokenizer's, told what day it is."""
     marked: bool
 
     @classmethod
@@ -52,7 +60,7 @@ class Chat:
         """The chat template of a tokenizer.
 
         Raises:
-            DataError: it has none: its model is no instruct model.
+            DataError: it has none: its model is no instruct model; or several by name and no default.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise DataError(
@@ -60,7 +68,14 @@ class Chat:
                 "anchor: frozen shared layers break the post-training of a base model (BAR, 2026), so that only a "
                 "model that can answer learns conversations; join a federation with such an anchor, or give plain text"
             )
-        return cls(tokenizer=tokenizer, marked=bool(_MARK.search(tokenizer.get_chat_template())))
+        try:
+            template: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise DataError(
+                f"saw the chat templates {', '.join(sorted(tokenizer.chat_template))} of the anchor's tokenizer, "
+                "wanted one called default; have whoever prepared the anchor call the model's own so"
+            ) from error
+        return cls(tokenizer=tokenizer, template=_on_the_day(template), marked=bool(_MARK.search(template)))
 
     @classmethod
     def load(cls, anchor: Path) -> "Chat":
@@ -98,13 +113,16 @@ class Chat:
         )
 
     def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+        )
         return text
 
     def _marked_spans(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """What the template marks, run after run of tokens."""
         found = self.tokenizer.apply_chat_template(
             list(messages),
+            chat_template=self.template,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -140,6 +158,18 @@ class Chat:
                         "the chat template renders a prompt for an answer other than the answer's beginning"
                     )
         return spans
+
+
+def _on_the_day(template: str) -> str:
+    """A template whose `strftime_now` tells `DAY`.
+
+    A macro of that name goes before the environment's function, and nothing that is given to render a template would.
+    The line end after it is not rendered, and lets the template begin as it did.
+    """
+    if _ASKS_THE_DAY not in template:
+        return template
+    told = "".join(f".replace({form!r}, {DAY.strftime(form)!r})" for form in _FORMATS)
+    return f"{{% macro {_ASKS_THE_DAY}(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n{template}"
 
 
 def _up_to_the_last_answer(messages: object) -> list[Message]:
