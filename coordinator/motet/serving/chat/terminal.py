@@ -1,8 +1,12 @@
 """Lines in, answers out; plain, so that a pipe does as well as a terminal.
 
+Guarantees: after `take_any_text`, neither bytes that are no text nor a terminal that lacks a letter end a conversation.
+
+take_any_text()
 converse(voice, lines=typed(), write=sys.stdout.write, system=None)
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -30,6 +34,13 @@ def converse(voice: Voice, *, lines: Iterable[str], write: Write, system: str | 
             _answer(talk, voice, said, write)
         if talk.over:
             return
+
+
+def take_any_text() -> None:
+    """What stdin's and stdout's encoding cannot express is replaced from now on, instead of an error."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def typed() -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Answers from a server, piece by piece, through OpenAI's client.
 
 Guarantees: what a server or a model says holds no control characters when it reaches the terminal; an error of the
-server is an `Unanswered` with its words, one of the connection a FederationError; where a conversation leaves less room
-than an answer may take, the answer has what room is left. Without a key none is sent.
+server is an `Unanswered` with its words, one of the connection a FederationError; what is no such server, or says what
+none would, is told of in the same way; where a conversation leaves less room than an answer may take, the answer has
+what room is left. Without a key none is sent.
 
     voice = Voice("http://127.0.0.1:8000/v1", key=None)
     for piece in voice.answer(messages, excluded=("news",)): ...
@@ -21,6 +22,8 @@ from motet.serving.chat.conversation import ANCHOR, NEXT, as_text
 
 _SECONDS = 600.0
 _FULL = "context_length_exceeded"
+_NONSENSE = (AttributeError, TypeError, ValueError)
+"""What OpenAI's client, and reading what it makes of an answer, end in where that is none: a page, a list, a part."""
 
 
 class Unanswered(Exception):  # noqa: N818 - reads as what happened
@@ -42,12 +45,12 @@ class Voice:
     def __init__(
         self, url: str, *, key: str | None = None, model: str | None = None, manner: Manner = Manner()
     ) -> None:
-        """`url` ends in /v1. Raises FederationError where nobody answers, and ConfigurationError where the key is
-        refused, or there is no such model."""
+        """`url` ends in /v1. Raises FederationError where nobody answers, and ConfigurationError where the address or
+        the key can be none, the key is refused, no such server answers, or there is no such model."""
         secret = key or os.environ.get("MOTET_API_KEY")
         self._url, self._manner = url, manner
         self._headers: dict[str, Any] = {} if secret else {"Authorization": openai.Omit()}
-        self._client = openai.OpenAI(base_url=url, api_key=secret or "none", timeout=_SECONDS, max_retries=1)
+        self._client = _client(url, secret or "none")
         self.mass: dict[str, float] = {}
         self.finish: str | None = None
         self._templated = True
@@ -63,6 +66,8 @@ class Voice:
                 for choice in (choice for chunk in chunks for choice in chunk.choices):
                     self._note(choice)
                     yield printable((choice.delta.content if self._templated else choice.text) or "")
+            if self.finish is None:
+                raise Unanswered("the answer broke off, and nothing says why; ask again")
             if self.finish == "length" and limit != self._manner.max_tokens:
                 self.finish = "full"
         except openai.APIStatusError as error:
@@ -72,6 +77,8 @@ class Voice:
             raise self._unreachable(error) from error
         except openai.APIError as error:  # in the middle of a stream
             raise Unanswered(printable(error.message)) from error
+        except _NONSENSE as error:
+            raise Unanswered(f"saw an answer that cannot be read: {_reason(error)}; ask again") from error
 
     def close(self) -> None:
         """Lets go of the connection."""
@@ -118,19 +125,24 @@ class Voice:
     def _met(self, wanted: str | None) -> tuple[str, tuple[str, ...]]:
         """The model's name and its closed experts."""
         try:
-            models = {each.id: each for each in self._client.models.list(extra_headers=self._headers)}
+            listed = self._client.models.list(extra_headers=self._headers)
+            models = {str(each.id): _experts(each) for each in listed}
         except openai.APIStatusError as error:
             raise ConfigurationError(f"{self._url} refused: {printable(_said(error))}; --key names a key") from error
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from error
+        except (openai.APIError, *_NONSENSE) as error:
+            raise ConfigurationError(
+                f"what answers at {self._url} is no OpenAI-compatible server: {_reason(error)}; does the address end "
+                "in /v1, and is nothing in between that asks to sign in?"
+            ) from error
         if not models or (wanted is not None and wanted not in models):
             raise ConfigurationError(
-                f"saw the models {', '.join(models) or 'none'} on {self._url}, wanted {wanted or 'one'}; name it with "
-                "--model"
+                f"saw the models {printable(', '.join(models)) or 'none'} on {self._url}, wanted {wanted or 'one'}; "
+                "name it with --model"
             )
         name = next(iter(models)) if wanted is None else wanted
-        experts = (models[name].model_extra or {}).get("experts", [])
-        return name, tuple(printable(str(each)) for each in experts if each != ANCHOR)
+        return name, models[name]
 
     def _usable(self, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of the model's closed experts those that may be used with this key now, and the others."""
@@ -148,6 +160,32 @@ class Voice:
             f"cannot reach {self._url}: {error.__cause__ or error}; is `motet serve` running there, and does the "
             "address end in /v1?"
         )
+
+
+def _client(url: str, secret: str) -> openai.OpenAI:
+    """Of a server, nothing asked yet. Raises ConfigurationError."""
+    if not (secret.isascii() and secret.isprintable() and " " not in secret):
+        raise ConfigurationError(
+            "saw a key with letters that no key has, wanted one as its server handed it out: ASCII without spaces and "
+            "control characters; copy it whole"
+        )
+    try:
+        return openai.OpenAI(base_url=url, api_key=secret, timeout=_SECONDS, max_retries=1)
+    except Exception as error:  # of the HTTP library below, which is another one from release to release
+        raise ConfigurationError(
+            f"saw the address {url!r}, which cannot be used: {error}; wanted one such as http://127.0.0.1:8000/v1"
+        ) from error
+
+
+def _experts(model: Any) -> tuple[str, ...]:  # noqa: ANN401 - a field of ours
+    """A model's closed experts; none on a server of another kind."""
+    experts = (model.model_extra or {}).get("experts") or []
+    return tuple(printable(str(each)) for each in experts if each != ANCHOR)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one short line."""
+    return printable(" ".join(str(error).split()))[:200]
 
 
 def printable(text: str) -> str:
