@@ -138,10 +138,36 @@ def test_usage_has_what_a_killed_server_still_owed(state: Path, capsys: pytest.C
         ["--by", OWNER],
         ["--verify", "s", "--statement", "t"],
         ["--since", "tomorrow"],
+        ["--since", "0001-01-01T00:00+23:00"],
+        ["--since", "2027-01-01", "--until", "2026-01-01"],
+        ["--owner", "notakey"],
+        ["--owner", "ed25519:12", "--statement", "s"],
     ],
 )
 def test_options_that_do_not_belong_together(wrong: list[str], state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     motet(capsys, "usage", "--state", state, *wrong, code=2)
+    assert sorted(each.name for each in state.iterdir() if "usage" not in each.name) == []
+
+
+@pytest.mark.parametrize("beside", ["--state", "--owner", "--tenant", "--since", "--until", "--statement"])
+def test_a_statement_is_verified_as_it_stands(
+    beside: str, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "statement.json"
+    motet(capsys, "usage", "--state", state, "--statement", path)
+    value = OWNER if beside == "--owner" else "2026-01-01"
+    assert run(["usage", "--verify", str(path), beside, value]) == 2
+    assert f"saw --verify with {beside}," in capsys.readouterr().err
+    motet(capsys, "usage", "--verify", path)
+
+
+def test_what_is_shown_beside_a_statement_is_what_it_says(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "statement.json"
+    shown = json.loads(motet(capsys, "usage", "--state", state, "--statement", path, "--json"))
+    stated = json.loads(motet(capsys, "usage", "--verify", path, "--json"))
+    assert (shown["since"], shown["until"]) == (stated["since"], stated["until"])
 
 
 def test_usage_of_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +43,9 @@ def usage(
     from motet.serving.usage.figures import rows_of, usage_json
     from motet.serving.usage.statement import NOTICE
 
-    _require_meant(as_json=as_json, as_csv=as_csv, tenant=tenant, statement=statement, verify=verify, by=by)
+    which = {"--owner": owner, "--tenant": tenant, "--since": since, "--until": until}
+    chosen = {"--state": state, **which, "--statement": statement}
+    _require_meant(chosen, as_json=as_json, as_csv=as_csv, verify=verify, by=by)
     if verify is not None:
         _show_statement(verify, by, as_json=as_json, as_csv=as_csv)
         return
@@ -71,31 +74,52 @@ def _total(
     from motet.serving.usage.statement import server_key, statement_of
     from motet.serving.usage.store import Period, UsageStore
 
+    _require_key(owner)
+    begin, end = _period(since, until)
     folder = state or default_state()
     if not (folder / USAGE_FILE).is_file():
         raise ConfigurationError(f"saw no {folder / USAGE_FILE}, wanted a server's folder; name it with --state")
-    begin, end = _milliseconds(since), _milliseconds(until)
     with UsageStore(folder / USAGE_FILE) as store:
         write_down_owed(store)
+        end = store.now() if end is None else end  # once, so that what is shown is what is signed
         if statement is not None:
             signed = statement_of(store, server_key(folder), owner=owner, since=begin, until=end)
             write_atomically(statement, signed.canonical())
             note(f"wrote {statement}, signed by {signed.key}")
-        period = Period(since=begin or 0, until=store.now() if end is None else end)
+        period = Period(since=begin or 0, until=end)
         return store.total(period, owner=owner) if tenant is None else store.total(period, owner=owner, tenant=tenant)
 
 
 def _require_meant(
-    *, as_json: bool, as_csv: bool, tenant: str | None, statement: Path | None, verify: Path | None, by: str | None
+    chosen: Mapping[str, object], *, as_json: bool, as_csv: bool, verify: Path | None, by: str | None
 ) -> None:
+    """Raises BadParameter for options that would be ignored; `chosen` are those that say what is counted."""
     if as_json and as_csv:
         raise typer.BadParameter("saw --json and --csv, wanted one of them")
-    if statement is not None and tenant is not None:
-        raise typer.BadParameter("saw --statement with --tenant, but statements are of all tenants; drop one")
     if verify is None and by is not None:
         raise typer.BadParameter("saw --by without --verify, which names the statement to check")
-    if verify is not None and statement is not None:
-        raise typer.BadParameter("saw --verify and --statement, wanted one of them")
+    beside = [option for option, value in chosen.items() if value is not None]
+    if verify is not None and beside:
+        raise typer.BadParameter(
+            f"saw --verify with {', '.join(beside)}, but it shows the whole statement and looks at no server's folder; "
+            "drop one"
+        )
+    if {"--statement", "--tenant"} <= set(beside):
+        raise typer.BadParameter("saw --statement with --tenant, but statements are of all tenants; drop one")
+
+
+def _require_key(owner: str | None) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from motet.protocols.documents import PublicKey
+
+    try:
+        TypeAdapter[str | None](PublicKey | None).validate_python(owner)
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"saw --owner {owner}, wanted an owner's public key: ed25519: and 64 hexadecimal digits, as `motet usage` "
+            "without --owner shows them"
+        ) from error
 
 
 def _show_statement(path: Path, by: str | None, *, as_json: bool, as_csv: bool) -> None:
@@ -143,11 +167,19 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
+def _period(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    """Its beginning and its end in milliseconds, None where nothing is said."""
+    begin, end = _milliseconds(since), _milliseconds(until)
+    if begin is not None and end is not None and begin > end:
+        raise typer.BadParameter(f"saw --since {since} after --until {until}, wanted it before")
+    return begin, end
+
+
 def _milliseconds(text: str | None) -> int | None:
     if text is None:
         return None
     try:
         given = datetime.fromisoformat(text)
-    except ValueError as error:
+        return int((given if given.tzinfo else given.replace(tzinfo=UTC)).astimezone(UTC).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
         raise typer.BadParameter(f"saw {text!r}, wanted a day such as 2027-01-31, or a time") from error
-    return int((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp() * 1000)
