@@ -72,6 +72,18 @@ def test_two_answers_with_the_keyboard_alone(pages: Site, tab: Tab) -> None:
 
 
 @needs_chromium
+def test_a_switch_shows_its_state_where_the_system_chooses_the_colours(pages: Site, tab: Tab) -> None:
+    page = tab(forced_colors="active")
+    page.goto(pages.url)
+    switch = page.get_by_role("switch", name="news")
+    drawn = switch.evaluate("each => [getComputedStyle(each).appearance, getComputedStyle(each, '::after').content]")
+    assert drawn == ["auto", "none"]  # by the browser: of ours, which is all backgrounds, nothing would be left
+    on = switch.screenshot()
+    switch.uncheck()
+    assert switch.screenshot() != on
+
+
+@needs_chromium
 def test_markup_that_a_model_writes_is_text(tab: Tab) -> None:
     words = [f'<img/src=x{number}/onerror="document.title=1">' for number in range(20)]
     words += [f"</span><script>document.title={number}</script>" for number in range(20)]
