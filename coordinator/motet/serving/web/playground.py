@@ -1,6 +1,6 @@
 """The playground: a prompt, a switch for each expert, and two answers side by side, with and without.
 
-add_playground(app, federation=False)          # GET / and POST /, POST /key
+add_playground(app, federation=False)          # GET / and POST /, GET /key and POST /key
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,6 +75,7 @@ def add_playground(app: FastAPI, *, federation: bool) -> None:
     playground = Playground(app.state.service, federation)
     app.add_api_route("/", playground.show, methods=["GET"], include_in_schema=False, response_model=None)
     app.add_api_route("/", playground.answer, methods=["POST"], include_in_schema=False, response_model=None)
+    app.add_api_route("/key", playground.ask, methods=["GET"], include_in_schema=False, response_model=None)
     app.add_api_route("/key", playground.keep, methods=["POST"], include_in_schema=False, response_model=None)
 
 
@@ -116,6 +117,10 @@ class Playground:
         names = self.service.composite.roster.names
         answers = [told(side, each, names) for (side, _), each in zip(pairs, steps, strict=True)]
         return self._page(question, access, answers=answers)
+
+    async def ask(self, request: Request) -> Response:
+        """The page that takes a key or makes the browser forget one, for whoever may come in without as well."""
+        return self._closed(None)
 
     async def keep(self, request: Request) -> Response:
         """Let the browser keep a key that is good, or forget the one it has."""
