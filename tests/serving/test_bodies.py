@@ -13,8 +13,9 @@ from openai import OpenAI
 
 from motet.serving.api.app import build_app
 from motet.serving.api.bodies import MOST_BRACKETS, MOST_COMMAS, MOST_FIELDS, MOST_OBJECTS, read_json
+from motet.serving.api.prompts import LONG_TEXT
 from motet.serving.api.schemas import MAX_IDS, MAX_NAME, MAX_NAMES, ChatRequest, CompletionRequest
-from motet.serving.api.service import LONG_TEXT, Service
+from motet.serving.api.service import Service
 from motet.serving.engine.loading import Composite
 from motet.serving.run import ServerSettings, serve
 

@@ -6,13 +6,12 @@
 Others add routers of their own with `app.include_router`; `app.state.service` is the service.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from jinja2 import TemplateError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -29,14 +28,15 @@ from motet.serving.api.described import (
     answers_with,
     describe_events,
 )
-from motet.serving.api.errors import Refusal, install_errors
+from motet.serving.api.errors import install_errors
 from motet.serving.api.forms import ChatForm, CompletionForm
 from motet.serving.api.hosts import LOOPBACK, KnownHosts
 from motet.serving.api.keyed import granted, keyed_router
 from motet.serving.api.limits import Door
 from motet.serving.api.listing import experts_listed, model_listed, named_model
+from motet.serving.api.prompts import characters, conversation_ids, token_ids
 from motet.serving.api.responses import sent
-from motet.serving.api.schemas import ChatRequest, CompletionRequest, Message
+from motet.serving.api.schemas import ChatRequest, CompletionRequest
 from motet.serving.api.service import Service
 
 COMPLETION_TOKENS = 16
@@ -82,8 +82,9 @@ def _generation(service: Service) -> APIRouter:
         """Continue a prompt."""
         access = granted(request)
         chosen = service.named(body.model, access, experts=body.experts)
-        prompts = await service.tokenised(partial(token_ids, service, body.prompt), characters=_characters(body.prompt))
         limit = body.max_tokens or COMPLETION_TOKENS
+        read = partial(token_ids, service.composite, body.prompt, limit=limit)
+        prompts = await service.tokenised(read, characters=characters(body.prompt))
         jobs = [service.job(body, ids, chosen, limit=limit, logprobs=body.logprobs) for ids in prompts]
         answer = Answer(service, access, endpoint="/v1/completions", jobs=jobs)
         told = bool(body.attribution)
@@ -100,9 +101,9 @@ def _generation(service: Service) -> APIRouter:
         """Answer a conversation."""
         access = granted(request)
         chosen = service.named(body.model, access, experts=body.experts)
-        size = sum(len(each.text) for each in body.messages)
-        ids = await service.tokenised(partial(conversation_ids, service, body.messages), characters=size)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        read = partial(conversation_ids, service.composite, body.messages, limit=limit)
+        ids = await service.tokenised(read, characters=sum(len(each.text) for each in body.messages))
         job = service.job(body, ids, chosen, limit=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         answer = Answer(service, access, endpoint="/v1/chat/completions", jobs=[job])
         told = bool(body.attribution)
@@ -146,52 +147,6 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         """Counters for Prometheus."""
         text = service.metrics.exposition(service.engine.load())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-
-
-def _characters(prompt: Prompt) -> int:
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    return sum(len(each) for each in texts if isinstance(each, str))
-
-
-def token_ids(service: Service, prompt: Prompt) -> list[list[int]]:
-    """The token ids of every prompt."""
-    if isinstance(prompt, str):
-        return [_encoded(service, prompt)]
-    if all(isinstance(each, int) for each in prompt):
-        return [[int(each) for each in prompt if isinstance(each, int)]]
-    return [
-        _encoded(service, each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
-    ]
-
-
-def _encoded(service: Service, text: str) -> list[int]:
-    tokenizer = service.composite.tokenizer
-    ids: list[int] = tokenizer.encode(text, verbose=False)
-    begin = tokenizer.bos_token_id
-    return ids if ids or begin is None else [begin]
-
-
-def conversation_ids(service: Service, messages: Sequence[Message]) -> list[int]:
-    """The token ids of a conversation, by the tokenizer's own template. Raises Refusal where it has none."""
-    tokenizer = service.composite.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
-        raise Refusal(
-            "saw a conversation for a model without a chat template, wanted a prompt; use /v1/completions, or a "
-            "composite of an instruct anchor",
-            code="no_chat_template",
-            param="messages",
-        )
-    told: list[Mapping[str, str]] = [
-        {"role": "system" if each.role == "developer" else each.role, "content": each.text} for each in messages
-    ]
-    try:
-        ids = tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except TemplateError as error:
-        raise Refusal(f"saw messages that the chat template refuses: {error}", param="messages") from error
-    return list(ids)
 
 
 _DESCRIPTION = """OpenAI-compatible, with experts that each request switches on and off: `experts: {"exclude": [...]}`

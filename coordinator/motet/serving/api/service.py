@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 from motet.serving.api.errors import Refusal
 from motet.serving.api.metrics import Metrics
+from motet.serving.api.prompts import LONG_TEXT, require_room
 from motet.serving.api.schemas import ChatRequest, CompletionRequest, Experts
 from motet.serving.engine.engine import Engine
 from motet.serving.engine.job import Job, Sampling
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from motet.serving.api.answer import Answer
 
 T = TypeVar("T")
-
-LONG_TEXT = 1 << 16
-"""Characters; a tokenizer takes seconds for the longest text that a body holds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,14 +113,7 @@ class Service:
         context, size = self.composite.context, self.composite.vocabulary_size
         if not prompt:
             raise Refusal("saw a prompt without tokens, wanted at least one", param="prompt")
-        room = context - len(prompt)
-        if room < (limit or 1):
-            raise Refusal(
-                f"saw a prompt of {len(prompt)} tokens and {limit or 1} to generate, wanted {context} together at "
-                "most, the model's context; shorten the prompt or ask for fewer tokens",
-                code="context_length_exceeded",
-                param="prompt",
-            )
+        require_room(len(prompt), limit=limit, context=context)
         if (largest := max(prompt)) >= size:
             raise Refusal(f"saw the token id {largest}, wanted ids below {size}", param="prompt")
-        return room
+        return context - len(prompt)

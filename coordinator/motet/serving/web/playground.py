@@ -17,8 +17,8 @@ from starlette.responses import RedirectResponse, Response
 from motet.protocols.documents import first_problem
 from motet.protocols.errors import MotetError
 from motet.serving.api.answer import Answer
-from motet.serving.api.app import conversation_ids, token_ids
 from motet.serving.api.errors import Refusal, refusal_of
+from motet.serving.api.prompts import conversation_ids, token_ids
 from motet.serving.api.responses import GONE
 from motet.serving.api.schemas import ChatRequest, CompletionRequest
 from motet.serving.api.service import Service
@@ -171,9 +171,9 @@ async def begun(
 def _jobs(service: Service, question: Question, sides: Sequence[Side]) -> list[Job]:
     body = question.body(service.name)
     if isinstance(body, ChatRequest):
-        ids = conversation_ids(service, body.messages)
+        ids = conversation_ids(service.composite, body.messages, limit=body.max_tokens)
     else:
-        ids = token_ids(service, question.prompt)[0]
+        ids = token_ids(service.composite, question.prompt, limit=body.max_tokens)[0]
     return [service.job(body, ids, side.experts, limit=body.max_tokens, logprobs=None) for side in sides]
 
 
