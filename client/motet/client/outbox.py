@@ -129,9 +129,13 @@ def _agreed(packed: Packed, home: OwnerHome) -> Packed:
             f"saw version {newest} in {home.outbox}, wanted one before this draft's {packed.contribution.version} and "
             "the draft itself: something else was packed or measured while you decided; run the command again"
         )
-    target = home.contribution(packed.digest)
+    return put(packed.folder, home.contribution(packed.digest), home)
+
+
+def put(folder: Path, target: Path, home: OwnerHome) -> Packed:
+    """Give a whole folder its name in the outbox; raises StorageError, and as `read_packed` does."""
     with storage_errors(target):
-        packed.folder.rename(target)
+        folder.rename(target)
         sync_directory(home.outbox)
     return read_packed(target, owner=home.key.public)
 

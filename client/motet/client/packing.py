@@ -17,14 +17,14 @@ from typing import Literal
 from pydantic import Field
 
 from motet.client.encoding import Encoded, Tell, encode_expert
-from motet.client.outbox import DRAFT, PROXIES_NAME, Packed, packed_contributions, read_packed
+from motet.client.outbox import DRAFT, PROXIES_NAME, Packed, packed_contributions, put
 from motet.client.owner import OwnerHome
 from motet.client.preparation import Material
 from motet.client.proxy_list import NamedProxies, name_proxies, wanted_proxies
 from motet.client.training import TrainedExpert
 from motet.client.versions import Versions
 from motet.moe.lowrank import common_rank
-from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, sync_directory, write_atomically
+from motet.protocols.canonical import Digest, digest_of, file_digest, storage_errors, write_atomically
 from motet.protocols.container import MANIFEST_NAME
 from motet.protocols.contribution import Contribution
 from motet.protocols.documents import Document
@@ -79,14 +79,9 @@ def pack(
     encoded = encode_expert(trained, material, home, folder, tell=tell)
     manifest = _manifest(trained, material, home, encoded, named)
     _write_papers(folder, manifest, home, _PackingRecord(key=key, stands_for=stands_for), named)
-    target = home.contribution(manifest.digest)
-    if draft:
-        target = target.with_name(f"{DRAFT}{target.name}")
     _keep_version(trained, material, home, encoded, manifest)
-    with storage_errors(target):
-        folder.rename(target)
-        sync_directory(home.outbox)
-    return read_packed(target, owner=home.key.public)
+    target = home.contribution(manifest.digest)
+    return put(folder, target.with_name(f"{DRAFT}{target.name}") if draft else target, home)
 
 
 def _write_papers(
