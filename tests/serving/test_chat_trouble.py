@@ -146,6 +146,11 @@ def test_what_is_no_address(url: str) -> None:
         Voice(url)
 
 
+def test_an_address_that_does_not_end_in_v1(server: Running) -> None:
+    with pytest.raises(ConfigurationError, match=r"saw GET /models, .*does the address end in /v1\?$"):
+        Voice(server.url)
+
+
 def test_an_address_where_nobody_can_be() -> None:
     with pytest.raises(ConfigurationError, match=r"http://\.\.\./v1 is no OpenAI-compatible server"):
         Voice("http://.../v1")

@@ -128,7 +128,8 @@ class Voice:
             listed = self._client.models.list(extra_headers=self._headers)
             models = {str(each.id): _experts(each) for each in listed}
         except openai.APIStatusError as error:
-            raise ConfigurationError(f"{self._url} refused: {printable(_said(error))}; --key names a key") from error
+            hint = "does the address end in /v1?" if error.status_code == 404 else "--key names a key"
+            raise ConfigurationError(f"{self._url} refused: {printable(_said(error))}; {hint}") from error
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from error
         except (openai.APIError, *_NONSENSE) as error:
