@@ -78,6 +78,22 @@ def test_a_long_list_is_refused_at_the_first_that_is_wrong(server: Running, chan
     assert len(told["message"]) < 1000
 
 
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"experts": {"include": ["x" * (3 << 20)]}}, 400, "this model has anchor, art, law"),
+        ({"experts": {"exclude": [f"{number:03000d}" for number in range(MAX_NAMES)]}}, 400, "this model has anchor"),
+        ({"model": "x" * MAX_NAME}, 404, "/v1/models lists what is served"),
+        ({"model": f"{NAME}:{'x' * 60_000}"}, 400, "with these alone"),
+    ],
+    ids=range(4),
+)
+def test_long_names_are_not_sent_back_whole(server: Running, changes: dict, status: int, said: str) -> None:
+    found, told = answered(server, {"model": NAME, "prompt": "a"} | changes)
+    assert (found, said in told["message"]) == (status, True), told
+    assert len(told["message"]) < 5000
+
+
 def test_as_many_messages_as_there_may_be_are_read(client: OpenAI) -> None:
     messages = [{"role": "user", "content": ""}] * (MOST_OBJECTS - 1)
     body = json.dumps({"model": NAME, "messages": messages}).encode()

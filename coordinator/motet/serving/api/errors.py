@@ -22,6 +22,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _PYDANTICS = "Value error, "
 _LISTED = 5
 """Faults of one body that are named at most."""
+_MOST_SAID = 4000
+"""Characters of a message, which may hold what a client wrote: the names of experts that there are not."""
 _LONGEST_NAME = 80
 """Characters that are told of a field's name, which is whatever a client wrote."""
 
@@ -45,7 +47,7 @@ class Refusal(Exception):  # noqa: N818 - reads as what happened
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_shortened(message))
         self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
 
     def as_json(self) -> dict[str, Any]:
@@ -57,6 +59,12 @@ class Refusal(Exception):  # noqa: N818 - reads as what happened
     def response(self) -> JSONResponse:
         """The answer."""
         return JSONResponse(self.as_json(), status_code=self.status, headers=self.headers)
+
+
+def _shortened(message: str) -> str:
+    """Without what is in the middle of a long one, for what to do next stands at its end."""
+    half = _MOST_SAID // 2
+    return message if len(message) <= _MOST_SAID else f"{message[:half]} ... {message[-half:]}"
 
 
 def _encodable(text: str) -> str:
