@@ -309,6 +309,9 @@ def test_the_line_of_a_bad_conversation_is_named(federation, instruct_anchor, tm
     (home.path / "own.jsonl").write_text('{"text": "no conversation"}\n')
     with pytest.raises(DataError, match="line 1: saw NoneType"):
         load_corpus(home.config.data, home.path)
+    (home.path / "own.jsonl").write_text(json.dumps({"messages": told[0]}) + "\n" + '{"messages": [{"role"')
+    with pytest.raises(DataError, match=r"own\.jsonl as JSON lines.*line 2: saw no JSON"):
+        load_corpus(home.config.data, home.path)
     home.anchor.unlink()
     with pytest.raises(DataError, match="no tokenizer"):
         load_corpus(home.config.data, home.path)

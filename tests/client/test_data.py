@@ -111,7 +111,7 @@ def test_text_is_not_copied_into_a_cache(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "content", "wanted"),
     [
-        ("a.jsonl", b'{"text": "fine"}\nnot json\n', "as JSON lines"),
+        ("a.jsonl", b'{"text": "fine"}\nnot json\n', "as JSON lines.*line 2: saw no JSON"),
         ("a.jsonl", b'{"text": "\xff\xfe"}\n', "not UTF-8"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.parquet", b"PAR1 but not really", "as a Parquet file"),
@@ -163,6 +163,14 @@ def test_the_public_text_must_be_the_pinned_one(tmp_path: Path) -> None:
         load_public(path, expect="sha256:" + "0" * 64)
     with pytest.raises(DataError, match="fetch the anchor again"):
         load_public(tmp_path / "missing.jsonl")
+
+
+def test_public_text_is_read_line_by_line_as_it_stands(tmp_path: Path) -> None:
+    rows = [{"text": f"2024-{month:02}-{day:02}"} for month in range(1, 13) for day in range(1, 21)]
+    late = [{"text": "late", "nested": {"n": 1}}, {"text": "later", "nested": "text"}]
+    (tmp_path / "public.jsonl").write_text("\n".join(json.dumps(row) for row in rows + late))
+    corpus = load_public(tmp_path / "public.jsonl")
+    assert {*corpus.train, *corpus.held_out} == {row["text"] for row in rows + late}
 
 
 @pytest.mark.parametrize(
