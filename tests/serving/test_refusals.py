@@ -87,7 +87,7 @@ def test_a_request_that_cannot_be_used(server: Running, changes: dict, status: i
         ({"stop": ""}, "stop", "saw a text of 0 characters, wanted 1 to 256"),
         ({"stop": ["a", "b" * 257]}, "stop.1", "saw a text of 257 characters, wanted 1 to 256"),
         ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
-        ({"stop": 3}, "stop", "saw neither a text nor a list of texts, wanted one of them"),
+        ({"stop": 3}, "stop", "saw neither a text nor a list, wanted a text or"),
         ({"prompt": None}, "prompt", "saw neither a text nor a list, wanted"),
         ({"prompt": ["a", 1]}, "prompt.1", "a valid string"),
         ({"prompt": [1, "a"]}, "prompt.1", "a valid integer"),

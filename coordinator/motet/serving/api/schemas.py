@@ -78,7 +78,7 @@ Stops = Annotated[
     Discriminator(
         _list_or_text,
         custom_error_type="stop",
-        custom_error_message="saw neither a text nor a list of texts, wanted one of them, of up to 4",
+        custom_error_message="saw neither a text nor a list, wanted a text or a list of up to 4",
     ),
 ]
 TokenId = Annotated[StrictInt, Field(ge=0)]
