@@ -4,6 +4,7 @@ stage.motet("train", "--dir", stage.owner("medicine"))          a process of its
 stage.here("assemble", "--dir", stage.coordinator)              the same command line in this process, without its start
 """
 
+import itertools
 import json
 import os
 import re
@@ -175,6 +176,15 @@ def found(root: Path, anchor: Path, public: Path, *settings: str, data_plane: st
     return Stage(root=root, data_plane=listen or data_plane)
 
 
+def public_text(folder: Path, documents: int = 60, characters: int = 300) -> Path:
+    """The beginnings of the quickstart's first public documents: rows are fitted on all that there is."""
+    path = folder / "public.jsonl"
+    with (QUICKSTART / "text" / "public.jsonl").open() as lines, path.open("w") as some:
+        for line in itertools.islice(lines, documents):
+            some.write(json.dumps({"text": json.loads(line)["text"][:characters]}) + "\n")
+    return path
+
+
 def join(stage: Stage, name: str, data: Path, *settings: str) -> Path:
     """An owner's new home, enrolled, with the anchor beside it as on a site without a connection."""
     charter, home = stage.coordinator / "charter.signed.json", stage.owner(name)
@@ -191,13 +201,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     import torch
 
     torch.set_num_threads(1)
-    text = QUICKSTART / "text"
-    stage = found(
-        tmp_path_factory.mktemp("trained") / "stage",
-        QUICKSTART / "anchor",
-        text / "public.jsonl",
-        data_plane=f"127.0.0.1:{free_port()}",
-    )
+    text, folder = QUICKSTART / "text", tmp_path_factory.mktemp("trained")
+    public, data_plane = public_text(folder), f"127.0.0.1:{free_port()}"
+    stage = found(folder / "stage", QUICKSTART / "anchor", public, data_plane=data_plane)
     for name, how in zip(NAMES, (motet, inside), strict=True):
         home = join(stage, name, text / f"{name}.jsonl", *SHORT)
         how("train", "--dir", home)
@@ -223,7 +229,7 @@ def wide(make_anchor: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("wide")
     anchor = make_anchor(folder / "anchor", hidden_size=32, intermediate_size=20000)
-    public = QUICKSTART / "text" / "public.jsonl"
+    public = public_text(folder, characters=60)  # a token a byte
     measure(Anchor.load(anchor), load_public(public).train[:6]).save(anchor / STATISTICS_FILE)
     proxy, server = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     stage = found(folder / "stage", anchor, public, data_plane=proxy, listen=server)

@@ -9,29 +9,33 @@ import pytest
 
 from motet.protocols.flower_home import free_port
 
-from .conftest import QUICKSTART, SHORT, Stage, found, inside, join
+from .conftest import QUICKSTART, SHORT, Stage, found, inside, join, public_text
 
 pytestmark = pytest.mark.slow
-PUBLIC = QUICKSTART / "text" / "public.jsonl"
 
 
 @pytest.fixture(scope="module")
-def llama(make_anchor: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return public_text(tmp_path_factory.mktemp("public"))
+
+
+@pytest.fixture(scope="module")
+def llama(make_anchor: Callable[..., Path], public: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny anchor with grouped queries and tied embeddings, its statistics beside it."""
     from motet.client.data import load_public
     from motet.moe.anchor import STATISTICS_FILE, Anchor
     from motet.moe.statistics import measure
 
     anchor = make_anchor(tmp_path_factory.mktemp("llama"), model_type="llama", tie_word_embeddings=True)
-    measure(Anchor.load(anchor), load_public(PUBLIC).train[:6]).save(anchor / STATISTICS_FILE)
+    measure(Anchor.load(anchor), load_public(public).train[:6]).save(anchor / STATISTICS_FILE)
     return anchor
 
 
 @pytest.fixture(scope="module")
-def by_token(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+def by_token(llama: Path, public: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """A charter of kind token, one owner's expert trained, packed and admitted."""
     root, address = tmp_path_factory.mktemp("token") / "stage", f"127.0.0.1:{free_port()}"
-    stage = found(root, llama, PUBLIC, "--routing", "token", data_plane=address)
+    stage = found(root, llama, public, "--routing", "token", data_plane=address)
     checkpointing = ("--set", "training.gradient_checkpointing=true", "--set", "training.learning_rate=0.01")
     home = join(stage, "medicine", QUICKSTART / "text" / "medicine.jsonl", *SHORT, *checkpointing)
     inside("train", "--dir", home)
@@ -73,8 +77,10 @@ def test_the_owner_measures_the_composite_on_its_own_text(by_token: Stage, on_st
     assert len(set(scored["bits_per_byte"].values())) > 1
 
 
-def test_a_filter_is_given_up_only_on_demand_and_the_cost_is_told(llama: Path, tmp_path: Path, capsys) -> None:
-    stage = found(tmp_path / "stage", llama, PUBLIC, data_plane="127.0.0.1:9443")
+def test_a_filter_is_given_up_only_on_demand_and_the_cost_is_told(
+    llama: Path, public: Path, tmp_path: Path, capsys
+) -> None:
+    stage = found(tmp_path / "stage", llama, public, data_plane="127.0.0.1:9443")
     assert "MixtralForCausalLM have no place for a filter" in capsys.readouterr().out
     stage = Stage(root=stage.root, data_plane=stage.data_plane, capture=capsys)
     planned = stage.here("assemble", "--dir", stage.coordinator, "--dry-run", "--json").json
@@ -92,11 +98,11 @@ def test_a_filter_is_given_up_only_on_demand_and_the_cost_is_told(llama: Path, t
     assert "dropping bias and filter costs" in told
 
 
-def test_what_cannot_be_exported_is_refused_at_the_founding(llama: Path, tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_exported_is_refused_at_the_founding(llama: Path, public: Path, tmp_path: Path, capsys) -> None:
     anchor = shutil.copytree(llama, tmp_path / "biased")
     config = json.loads((anchor / "config.json").read_text())
     stage = Stage(root=tmp_path, data_plane="", capture=capsys)
-    options = ("--name", "x", "--anchor", anchor, "--public-text", PUBLIC, "--data-plane", "a:1", "--flower", "a:2")
+    options = ("--name", "x", "--anchor", anchor, "--public-text", public, "--data-plane", "a:1", "--flower", "a:2")
     for change, saw in (
         ({"attention_bias": True}, "llama anchor: saw attention_bias"),
         ({"model_type": "gpt2"}, "wanted one of llama, mistral, olmo2, qwen3"),
