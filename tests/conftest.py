@@ -11,6 +11,8 @@ import pytest
 MakeAnchor = Callable[..., Path]
 ALONE = ("tests/e2e/", "tests/deploy/test_compose.py")
 """Tests of many processes each: one after the other in one worker, lest two of them share the processors."""
+WAITING = "tests/e2e/test_flower.py"
+"""Not one of them: it waits for most of its time, until Flower misses a node."""
 
 # As the command line sets it, before anything imports grpc: tests that talk gRPC also start children.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -31,7 +33,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "of many processes" if nodeid.startswith(ALONE) else super()._split_scope(nodeid)
+            alone = nodeid.startswith(ALONE) and not nodeid.startswith(WAITING)
+            return "of many processes" if alone else super()._split_scope(nodeid)
 
     return ByFile(config, log)
 
