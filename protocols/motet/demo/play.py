@@ -140,7 +140,7 @@ def _start(directory: Path, coordinator: Path, troupe: Troupe, cast: Cast) -> No
     for name, home in homes.items():
         troupe.start(f"worker-{name}", _line(["work", "worker", "--dir", home]))
     log = directory / "logs" / "run.log"
-    while troupe.running("run") and _LET_IN not in log.read_text():
+    while troupe.running("run") and _LET_IN not in log.read_text(errors="replace"):
         troupe.check()
         time.sleep(_POLL_SECONDS)
     for name, home in homes.items():
