@@ -19,8 +19,9 @@ from motet.protocols.errors import ConfigurationError, DataError, WorkerBusy
 
 def test_the_plan_is_what_happens(make_home) -> None:
     home = make_home()
+    before = sorted(home.work.rglob("*"))
     plan = plan_training(home.path)
-    assert not home.work.exists()
+    assert sorted(home.work.rglob("*")) == before
     packed = train_now(home.path, announce=lambda line: None)
     record = packed.contribution.training
     assert (plan.documents, plan.held_out_documents) == (record.documents, record.held_out_documents)

@@ -46,7 +46,7 @@ def set_files(home: Path, *files: Path, **settings: str) -> None:
         ("latin.txt", "caf\u00e9".encode("latin-1"), "UTF-8"),
         ("other.jsonl", b'{"body": "a"}\n', "set text_field"),
         ("number.jsonl", b'{"text": 3}\n', "wanted text"),
-        ("broken.jsonl", b'{"text": "a"\n', "mend it"),
+        ("broken.jsonl", b'{"text": "a"\n', "line 1: saw no JSON"),
         ("one.jsonl", b'{"text": "a single document"}\n', "give more documents"),
     ],
 )
