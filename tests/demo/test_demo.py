@@ -53,6 +53,16 @@ def test_lines_tell_what_is_new_and_nothing_twice() -> None:
     assert told == [f"train: law running, {share} %" for share in (10, 30, 90)] + ["train: law done, 100 %"]
 
 
+def test_an_owner_whose_expert_came_before_the_news_of_it_is_through() -> None:
+    stream = io.StringIO()
+    view = Lines(stream)
+    view.owners("train", [OWNER])
+    for phase in ("train", "train", "assemble"):
+        view.owners(phase, [OWNER | {"standing": "settled"}])
+    told = stream.getvalue().splitlines()
+    assert told == ["train: law running, 10 %  step 1 of 9", "train: law through", "assemble: law through"]
+
+
 def test_an_owner_who_was_not_heard_of_is_not_told_about() -> None:
     stream = io.StringIO()
     Lines(stream).owners("train", [OWNER | {"job": None}])

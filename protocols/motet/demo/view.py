@@ -4,7 +4,7 @@ with view_of(sys.stderr) as view:
     view.step("starting")
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -46,12 +46,14 @@ class Lines:
     def owners(self, phase: str, owners: Sequence[dict[str, Any]]) -> None:
         """Tell what is new about the owners."""
         for owner in owners:
-            quarter = int(4 * owner["progress"])
-            now = (phase, str(owner["job"]), quarter)
-            if owner["job"] is not None and self._told.get(owner["name"]) != now:
+            if owner["job"] is None:
+                continue
+            through = owner["standing"] == "settled" and owner["job"] != "done"  # what came was quicker than its news
+            said = "through" if through else f"{owner['job']}, {100 * owner['progress']:.0f} %  {owner['detail']}"
+            now = (phase, "through" if through else owner["job"], int(4 * _share(owner)))
+            if self._told.get(owner["name"]) != now:
                 self._told[owner["name"]] = now
-                line = f"{phase}: {owner['name']} {owner['job']}, {100 * owner['progress']:.0f} %  {owner['detail']}"
-                self.step(line.rstrip())
+                self.step(f"{phase}: {owner['name']} {said}".rstrip())
 
 
 class Bars:
@@ -78,10 +80,14 @@ class Bars:
             key = (phase, owner["name"])
             if key not in self._tasks:
                 self._tasks[key] = self._progress.add_task(f"{phase} {owner['name']}", total=1.0, detail="")
-            done = 1.0 if owner["standing"] == "settled" else owner["progress"]
-            self._progress.update(self._tasks[key], completed=done, detail=owner["detail"][:60])
+            self._progress.update(self._tasks[key], completed=_share(owner), detail=owner["detail"][:60])
 
     def _finish(self) -> None:
         for task in self._tasks.values():
             self._progress.update(task, completed=1.0, detail="")
         self._tasks.clear()
+
+
+def _share(owner: Mapping[str, Any]) -> float:
+    """How much of the phase is done: all of it where the coordinator has what it wants, whatever was heard last."""
+    return 1.0 if owner["standing"] == "settled" else float(owner["progress"])
